@@ -1,0 +1,134 @@
+"""The run's configuration: a small tree of sections; each plugin choice is a name or `{name: …, option: …}`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+Dtype = Literal["auto", "bf16", "fp16", "fp32"]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, values are frozen once checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class PluginChoice(BaseModel):
+    """A plugin picked by name, with its raw options (typed by the plugin that owns them at resolution)."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def raw_options(self) -> dict[str, Any]:
+        """The options as written, without the name."""
+        return dict(self.model_extra or {})
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+Choice = Annotated[PluginChoice, BeforeValidator(_named)]
+
+
+class ModelSection(Section):
+    path: str = Field(
+        description="Directory of the model (for pretrain: of its config.json), or an earlier run's output directory."
+    )
+    tokenizer: str | None = Field(None, description="Directory of the tokenizer; the model's own when not set.")
+    chat_template: str | None = Field(None, description="A .jinja file that replaces the tokenizer's chat template.")
+    dtype: Dtype = Field(
+        "auto", description="What weights compute in; auto: bf16 where the device has it in hardware, fp32 otherwise."
+    )
+    master_weights: bool = Field(
+        True, description="Keep float32 master copies of half-precision weights (off: pure bf16, saves 4 bytes a parameter)."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass: less memory, about a third more compute."
+    )
+    attention: str = Field("auto", description="An attention plugin's name, or auto: the best one that the device has.")
+    trust_remote_code: bool = Field(False, description="Run model code that lies in the model's directory.")
+
+
+class DataFile(Section):
+    path: str = Field(description="A file or a glob.")
+    format: Choice | None = Field(None, description="This file's data format; data.format when not set.")
+    weight: float = Field(1.0, gt=0, description="How often its rows appear in an epoch: 2 doubles, 0.5 takes half.")
+
+
+def _files(value: Any) -> Any:
+    items = value if isinstance(value, list) else [value]
+    return [{"path": item} if isinstance(item, str) else item for item in items]
+
+
+Files = Annotated[list[DataFile], BeforeValidator(_files), Field(min_length=1)]
+
+
+class DataSection(Section):
+    path: Files = Field(description="A file, a glob, {path, format, weight}, or a list of these.")
+    format: Choice = Field(
+        PluginChoice(name="auto"), description="The data format, or auto: told from each file's first row."
+    )
+    max_length: int = Field(1024, ge=8, description="Tokens of the longest training example.")
+    packing: bool = Field(False, description="Fill each of a micro-batch's rows with whole documents up to max_length.")
+    eval_path: Files | None = Field(None, description="Evaluation data, in the forms of path.")
+    eval_split: float | None = Field(
+        None, gt=0, lt=1, description="Share of the rows to hold out for evaluation, chosen by the seed."
+    )
+    txt_split: Literal["line", "paragraph", "file"] = Field(
+        "line", description="What one row of a .txt file is."
+    )
+    cache_dir: str | None = Field(None, description="Where token shards lie; default $BUMBLE_CACHE or ~/.cache/bumblecore.")
+    num_proc: int | None = Field(None, ge=0, description="Processes that tokenize (0: this one); by size when not set.")
+    num_workers: int | None = Field(
+        None, ge=0, description="DataLoader workers; 2 per GPU when not set, none on CPU (batches are memory-mapped)."
+    )
+    strict: bool = Field(False, description="Make errors of the oddities that are otherwise dropped and counted.")
+
+
+class TrainSection(Section):
+    epochs: float = Field(1.0, gt=0, description="Passes over the data; may be a fraction. Not used with max_steps.")
+    max_steps: int | None = Field(None, ge=1, description="Optimizer steps, instead of epochs.")
+    micro_batch_size: int = Field(1, ge=1, description="Rows in one forward pass on one device.")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="Micro-batches in one optimizer step on one device.")
+    seed: int = Field(42, ge=0, description="Model initialisation, batch plan and dropout get separate streams from it.")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="Clip the gradient's L2 norm to this; null: no clipping.")
+    eval_steps: int | None = Field(None, ge=1, description="Evaluate every so many steps; at the end alone when not set.")
+    logging_steps: int = Field(1, ge=1, description="Report metrics every so many steps.")
+    average_tokens_across_devices: bool = Field(
+        True, description="Divide by the count of all devices (exact); off: each device by its own, then average."
+    )
+    float32_gradients: bool = Field(
+        True, description="Accumulate half-precision gradients in float32 over the window (2 bytes more a parameter)."
+    )
+    max_skipped_steps: int = Field(
+        3, ge=0, description="Stop after so many steps in a row whose loss or gradient is not finite."
+    )
+
+
+class CheckpointSection(Section):
+    save_last: bool = Field(True, description="Save the final model in final/.")
+    max_shard_size: str = Field("5GB", pattern=r"^\d+(\.\d+)?(KB|MB|GB)$", description="Largest safetensors file.")
+
+
+class RunConfig(Section):
+    """One run of one stage."""
+
+    stage: Choice = Field(description="The training stage.")
+    model: ModelSection = Field(description="The model and its tokenizer.")
+    data: DataSection = Field(description="Training and evaluation data.")
+    adapter: Choice | None = Field(None, description="A parameter-efficient adapter; null: full fine-tuning.")
+    loss: Choice | None = Field(None, description="The loss; the stage's default when not set.")
+    optimizer: Choice = Field(PluginChoice(name="adamw"), description="The optimizer.")
+    scheduler: Choice = Field(PluginChoice(name="cosine"), description="The learning-rate schedule.")
+    engine: Choice = Field(PluginChoice(name="torch"), description="What owns devices, backward and step.")
+    train: TrainSection = Field(TrainSection(), description="Batch sizes, length, seed.")
+    checkpoint: CheckpointSection = Field(CheckpointSection(), description="What is saved.")
+    loggers: list[Choice] = Field(
+        [PluginChoice(name=name) for name in ("progress", "log_file", "metrics_json")],
+        description="Loggers, called in this order.",
+    )
+    output_dir: str = Field(min_length=1, description="Where the run writes.")

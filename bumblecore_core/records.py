@@ -1,0 +1,164 @@
+"""One frozen, keyword-only record per hook: what a plugin hands to the registry.
+
+A record is declarative: `name`, a one-line `summary`, `options` (a pydantic model whose fields are all described and
+which forbids extras) and a `build` (or `load`) callable that runs only when a run has chosen the record, so that a
+plugin module can leave `import torch` to that function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from bumblecore_core.values import SampleKind
+
+if TYPE_CHECKING:
+    import click
+    import torch
+
+    from bumblecore_core import protocols
+
+
+class Options(BaseModel):
+    """Base of every options model: unknown keys are errors, values are frozen once checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class NoOptions(Options):
+    """For a record without options."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What all records share. `name`: lower-case letters, digits and underscores, the word a config uses."""
+
+    kind: ClassVar[str]
+    name: str
+    summary: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRecord(Record):
+    """A training stage. `reads`: the samples it takes; `loss_kind` and `default_loss`: the losses that fit it;
+    `model_from`: `config` starts from random weights of a config.json, `weights` from trained ones; `smooth`: whether
+    its loss curve is drawn smoothed.
+
+    `build(options=…, context=StageContext) -> Stage`
+    """
+
+    kind: ClassVar[str] = "stages"
+    build: Callable[..., protocols.Stage]
+    reads: SampleKind
+    loss_kind: Literal["token", "preference"]
+    default_loss: str
+    options: type[Options] = NoOptions
+    model_from: Literal["config", "weights"] = "weights"
+    smooth: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossRecord(Record):
+    """A loss. `loss_kind`: whether it takes tokens or preference pairs. `build(options=…) -> TokenLoss | PreferenceLoss`"""
+
+    kind: ClassVar[str] = "losses"
+    build: Callable[..., protocols.Loss]
+    loss_kind: Literal["token", "preference"]
+    options: type[Options] = NoOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerRecord(Record):
+    """An optimizer. `build(options=…, groups=[ParameterGroup, …]) -> torch.optim.Optimizer`"""
+
+    kind: ClassVar[str] = "optimizers"
+    build: Callable[..., torch.optim.Optimizer]
+    options: type[Options] = NoOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerRecord(Record):
+    """A learning-rate schedule. `needs_metric`: it steps on evaluation losses (the run must then evaluate).
+
+    `build(options=…, optimizer=…, total_steps=…) -> LRScheduler | ReduceLROnPlateau`
+    """
+
+    kind: ClassVar[str] = "schedulers"
+    build: Callable[..., protocols.Scheduler]
+    options: type[Options] = NoOptions
+    needs_metric: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFormatRecord(Record):
+    """A row schema. `detect(row)` says which kind of sample a row of this schema gives, or None where it is not of
+    this schema; it sees the parsed row and must not raise. `build(options=…) -> DataFormat`"""
+
+    kind: ClassVar[str] = "data_formats"
+    build: Callable[..., protocols.DataFormat]
+    detect: Callable[[Mapping[str, Any]], SampleKind | None]
+    options: type[Options] = NoOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterRecord(Record):
+    """A parameter-efficient adapter. `build(options=…) -> Adapter`"""
+
+    kind: ClassVar[str] = "adapters"
+    build: Callable[..., protocols.Adapter]
+    options: type[Options] = NoOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRecord(Record):
+    """An engine. `build(options=…, context=EngineContext) -> Engine`"""
+
+    kind: ClassVar[str] = "engines"
+    build: Callable[..., protocols.Engine]
+    options: type[Options] = NoOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggerRecord(Record):
+    """A logger. `build(options=…) -> Logger`"""
+
+    kind: ClassVar[str] = "loggers"
+    build: Callable[..., protocols.Logger]
+    options: type[Options] = NoOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionRecord(Record):
+    """An attention implementation for padding-free batches. `unsupported(device=…, dtype=…)` says in words why it
+    cannot run there, or None where it can. `auto` tries the highest `priority` first.
+    `load() -> AttentionFunctions`"""
+
+    kind: ClassVar[str] = "attentions"
+    load: Callable[[], protocols.AttentionFunctions]
+    unsupported: Callable[..., str | None]
+    priority: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandRecord(Record):
+    """A command under `bumble`. `load() -> click.Command`, called when the command or its help is asked for."""
+
+    kind: ClassVar[str] = "commands"
+    load: Callable[[], click.Command]
+
+
+RECORDS: Sequence[type[Record]] = (
+    StageRecord,
+    LossRecord,
+    OptimizerRecord,
+    SchedulerRecord,
+    DataFormatRecord,
+    AdapterRecord,
+    EngineRecord,
+    LoggerRecord,
+    AttentionRecord,
+    CommandRecord,
+)

@@ -1,0 +1,1 @@
+"""Building blocks that several plugins share: the policy and its head, chat masking, packing."""

@@ -1,0 +1,199 @@
+"""The data that flows: samples, token examples, batches, step outputs, and what loggers are told.
+
+Nothing here imports torch when it is loaded: the command line's help and listing paths read this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    import torch
+
+SampleKind: TypeAlias = Literal["text", "chat", "preference"]
+Message: TypeAlias = dict[str, Any]
+"""A chat message as transformers' templates read it: `role` (system, user, assistant, tool), `content`, and for an
+assistant optionally `tool_calls` (`[{"type": "function", "function": {"name": …, "arguments": {…}}}]`) or
+`reasoning_content`."""
+Reduction: TypeAlias = Literal["mean", "sum", "last"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextSample:
+    """Plain text to model from its first token to its last."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatSample:
+    """A conversation; `tools` is the list of JSON tool definitions handed to the chat template."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreferenceSample:
+    """A prompt with a preferred and a dispreferred continuation (each one or more messages)."""
+
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] | None = None
+
+
+Sample: TypeAlias = TextSample | ChatSample | PreferenceSample
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenExample:
+    """What a stage makes of a sample: ragged int32 columns, stored in the token shards.
+
+    `length`: tokens that the example takes in a micro-batch. `count`: what its loss will report as count, which for a
+    token loss is the number of supervised *shifted* labels, for a preference loss 1. `truncated`: something was cut.
+    """
+
+    columns: Mapping[str, Sequence[int]]
+    length: int
+    count: int
+    truncated: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dropped:
+    """A sample that a stage leaves out on purpose: counted under `reason` and shown, never silent."""
+
+    code: str
+    reason: str
+
+
+@dataclass(kw_only=True, slots=True)
+class Batch:
+    """A padding-free micro-batch: documents concatenated into one sequence of T tokens.
+
+    `input_ids`, `position_ids`: (1, T) int64, positions restart at 0 with each document. `cu_seqlens`: (D + 1,) int32,
+    where each of the D documents starts, and T. `document_lengths`: the same as Python ints, so that CPU attention
+    needs no device sync. `extras`: tensors that the stage's own step reads. `rows`: indices of the examples in the
+    token store. `count`: sum of the examples' counts.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    cu_seqlens: torch.Tensor
+    document_lengths: tuple[int, ...]
+    rows: tuple[int, ...]
+    count: int
+    extras: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """T, the tokens of this micro-batch."""
+        return sum(self.document_lengths)
+
+    @property
+    def max_seqlen(self) -> int:
+        """Tokens of the longest document."""
+        return max(self.document_lengths)
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on `device`; non-blocking where the source is pinned."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The batch in pinned memory (DataLoader calls this when `pin_memory` is on)."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Any) -> Batch:
+        moved: dict[str, Any] = {
+            f.name: change(getattr(self, f.name)) for f in fields(self) if hasattr(getattr(self, f.name), "device")
+        }
+        return replace(self, **moved, extras={name: change(tensor) for name, tensor in self.extras.items()})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metric:
+    """A figure that knows how it reduces over micro-batches and ranks.
+
+    `mean`: sum of totals ÷ sum of weights; `sum`: sum of totals; `last`: the last micro-batch's total on rank 0.
+    """
+
+    total: torch.Tensor | float
+    weight: torch.Tensor | float = 1.0
+    reduce: Reduction = "mean"
+
+
+@dataclass(kw_only=True, slots=True)
+class StepOutput:
+    """What a loss, and with it a stage's step, returns: a scalar float32 *sum*, the count it sums over, and metrics.
+
+    The core divides by the count of the whole optimizer step, so no plugin can mis-scale accumulation.
+    """
+
+    loss_sum: torch.Tensor
+    count: int | torch.Tensor
+    metrics: dict[str, Metric] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True, slots=True)
+class ParameterGroup:
+    """Parameters that an optimizer treats alike. `decay`: whether weight decay applies; `lr_scale`: factor on the lr."""
+
+    name: str
+    params: list[torch.nn.Parameter]
+    decay: bool
+    lr_scale: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepResult:
+    """What an engine's step returns. `grad_norm`: L2 norm over all ranks before clipping; `skipped`: nothing was
+    updated because a gradient was not finite."""
+
+    grad_norm: float
+    skipped: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunInfo:
+    """What a logger is told at start. `facts`: (name, value) lines of the start summary, in order; `config`: the
+    resolved configuration as plain data; `features`: (feature, what was decided) pairs; `sample`: a decoded example
+    as (text, trained) segments."""
+
+    output_dir: Path
+    stage: str
+    total_steps: int
+    first_step: int
+    config: Mapping[str, Any]
+    facts: Sequence[tuple[str, str]]
+    features: Sequence[tuple[str, str]]
+    sample: Sequence[tuple[str, bool]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepEvent:
+    """Metrics of one optimizer step (`split="train"`) or of one evaluation after it (`split="eval"`).
+
+    `step` counts from 1; `epoch` is fractional. `metrics` holds at least `loss`, and for train `learning_rate`,
+    `grad_norm`, `tokens_per_second`.
+    """
+
+    step: int
+    epoch: float
+    metrics: Mapping[str, float]
+    split: Literal["train", "eval"] = "train"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    """How a run ended. `status` is `complete`, `interrupted` or `failed`; `final_dir` is where the model lies."""
+
+    status: Literal["complete", "interrupted", "failed"]
+    steps: int
+    final_dir: Path | None
+    seconds: float
+    summary: Mapping[str, float]
