@@ -1,1 +1,1 @@
-"""TODO."""
+"""The run's configuration."""

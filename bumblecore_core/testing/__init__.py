@@ -1,1 +1,1 @@
-"""TODO."""
+"""Conformance checks for plugin authors."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Data: files to rows, rows to token shards, shards to a batch plan, the plan to micro-batches."""

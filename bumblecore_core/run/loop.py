@@ -1,0 +1,170 @@
+"""The training loop: windows of micro-batches, one optimizer step each, evaluation, metrics to the loggers."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from bumblecore_core.errors import Problem, RunError
+from bumblecore_core.protocols import Engine
+from bumblecore_core.run.data.plan import MicroBatch, Window
+from bumblecore_core.run.loggers import Loggers
+from bumblecore_core.run.metrics import WindowMetrics
+from bumblecore_core.values import Batch, StepEvent
+
+Micros = Iterator[tuple[MicroBatch, Batch]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopOptions:
+    """`locate(row)` names a row of the training store as `file:line`, for errors."""
+
+    total_steps: int
+    logging_steps: int
+    eval_steps: int | None
+    average_tokens_across_devices: bool
+    max_skipped_steps: int
+    locate: Callable[[int], str]
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """What the loop has done so far; `last` holds the newest figures by name (evaluation's with an `eval_` prefix)."""
+
+    step: int = 0
+    tokens: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    last: dict[str, float] = field(default_factory=dict)
+
+
+def train(
+    *,
+    engine: Engine,
+    windows: Iterator[tuple[Window, Micros]],
+    evaluation: Callable[[], Micros] | None,
+    loggers: Loggers,
+    options: LoopOptions,
+    progress: Progress,
+) -> None:
+    """Runs every window; raises `RunError` BC057 where losses stay non-finite or a window has nothing to learn."""
+    started = time.perf_counter()
+    for window, micros in windows:
+        _refuse_empty(window, options)
+        metrics, tokens = _accumulate(engine, window, micros, options)
+        not_finite = [0.0] * engine.world_size
+        not_finite[engine.rank] = float(not metrics.finite())
+        loss_sum, count, figures, (tokens_of_all, *not_finite) = metrics.reduce(engine, [float(tokens), *not_finite])
+
+        rates = engine.learning_rates()
+        result = engine.step(gradient_scale=_gradient_scale(window, count, not_finite, options))
+        engine.advance_schedule(metric=None)
+        progress.step += 1
+        progress.tokens += int(tokens_of_all)
+        _count_skips(progress, result.skipped, not_finite, window, engine.rank, options)
+
+        seconds, started = time.perf_counter() - started, time.perf_counter()
+        figures = {"loss": loss_sum / count if count else math.nan, **figures, **_rate_figures(rates)}
+        figures["grad_norm"] = result.grad_norm
+        figures["tokens_per_second"] = tokens_of_all / seconds
+        figures["supervised_tokens_per_second"] = window.count / seconds
+        figures["steps_per_second"] = 1 / seconds
+        if progress.skipped:
+            figures["skipped_steps"] = float(progress.skipped)
+        progress.last.update(figures)
+        if progress.step % options.logging_steps == 0 or progress.step == options.total_steps:
+            loggers.step(StepEvent(step=progress.step, epoch=window.epoch_after, metrics=figures))
+        if evaluation is not None and _evaluation_due(progress.step, options):
+            found = evaluate(engine, evaluation())
+            engine.advance_schedule(metric=found["loss"])
+            progress.last.update({f"eval_{name}": value for name, value in found.items()})
+            loggers.step(StepEvent(step=progress.step, epoch=window.epoch_after, metrics=found, split="eval"))
+            started = time.perf_counter()
+
+
+def evaluate(engine: Engine, micros: Micros) -> dict[str, float]:
+    """Loss per counted position, its exponential as `perplexity`, and the stage's metrics, over all ranks."""
+    metrics = WindowMetrics()
+    for micro, batch in micros:
+        metrics.add(engine.evaluate(batch=batch.to(engine.device)), counts=micro.counts)
+    loss_sum, count, figures, _ = metrics.reduce(engine)
+    loss = loss_sum / count if count else math.nan
+    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), **figures}
+
+
+def _accumulate(
+    engine: Engine, window: Window, micros: Micros, options: LoopOptions
+) -> tuple[WindowMetrics, int]:
+    """Forward and backward of this rank's micro-batches; gradients end up as Σ ∇loss_sum ÷ the window's count."""
+    metrics, tokens = WindowMetrics(), 0
+    if options.average_tokens_across_devices:
+        scale = 1.0 / window.count
+    else:
+        scale = 1.0 / (max(1, window.rank_count(engine.rank)) * engine.world_size)
+    last = len(window.micro_batches[engine.rank]) - 1
+    for at, (micro, batch) in enumerate(micros):
+        output = engine.forward_backward(
+            batch=batch.to(engine.device), scale=scale if micro.counts else 0.0, last=at == last
+        )
+        metrics.add(output, counts=micro.counts)
+        tokens += batch.tokens if micro.counts else 0
+    return metrics, tokens
+
+
+def _gradient_scale(window: Window, count: float, not_finite: list[float], options: LoopOptions) -> float:
+    """What corrects the planned count to the one that the loss reported (a loss may leave positions out).
+
+    NaN where a loss was not finite: a non-finite loss with finite gradients must not be stepped on either.
+    """
+    if any(not_finite):
+        return math.nan
+    if count == window.count or count <= 0:
+        return 1.0
+    if not options.average_tokens_across_devices:
+        problem = f"the loss counted {count:g} positions where the stage counted {window.count}"
+        fix = "Set train.average_tokens_across_devices to true: without it each device must count as planned"
+        raise RunError([Problem(code="BC039", field="train.average_tokens_across_devices", problem=problem, fix=fix)])
+    return window.count / count
+
+
+def _refuse_empty(window: Window, options: LoopOptions) -> None:
+    if window.count > 0:
+        return
+    rows = [row for rank in window.micro_batches for micro in rank for row in micro.rows]
+    places = ", ".join(options.locate(row) for row in rows[:5])
+    problem = f"a whole optimizer step has no supervised token (rows {places})"
+    raise RunError([Problem(code="BC008", problem=problem, fix="Remove these rows, or raise data.max_length")])
+
+
+def _count_skips(
+    progress: Progress, skipped: bool, not_finite: list[float], window: Window, rank: int, options: LoopOptions
+) -> None:
+    progress.skipped += skipped
+    progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if skipped else 0
+    if progress.skipped_in_a_row <= options.max_skipped_steps:
+        return
+    culprits = [number for number, flag in enumerate(not_finite) if flag] or [rank]
+    rows = [row for micro in window.micro_batches[culprits[0]] for row in micro.rows]
+    what = "loss" if any(not_finite) else "gradient"
+    places = ", ".join(options.locate(row) for row in rows[:8])
+    problem = (
+        f"the {what} was not finite at step {progress.step} on rank {culprits[0]} (rows {rows[:8]}: {places}), "
+        f"{progress.skipped_in_a_row} steps in a row; {progress.skipped} skipped in all"
+    )
+    fix = "Lower optimizer.lr or look at these rows; train.max_skipped_steps sets how many steps may be skipped"
+    raise RunError([Problem(code="BC057", problem=problem, fix=fix)])
+
+
+def _rate_figures(rates: Mapping[str, float]) -> dict[str, float]:
+    """One `learning_rate`; one per group as well where groups differ."""
+    values = list(rates.values())
+    figures = {"learning_rate": values[0]}
+    if len(set(values)) > 1:
+        figures.update({f"learning_rate/{name}": value for name, value in rates.items()})
+    return figures
+
+
+def _evaluation_due(step: int, options: LoopOptions) -> bool:
+    return step == options.total_steps or (options.eval_steps is not None and step % options.eval_steps == 0)

@@ -1,0 +1,28 @@
+"""The one module that engines wrap: model, stage and loss behind `forward(batch) -> StepOutput`.
+
+DDP prepares its reducer, and ZeRO its parameter traces, in the wrapped module's own `forward`; so nothing of the model is
+ever called around the wrapper.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from bumblecore_core.protocols import Loss, Stage
+from bumblecore_core.toolkit.policy import Policy
+from bumblecore_core.values import Batch, StepOutput
+
+
+class TrainModule(torch.nn.Module):
+    """`model` holds the parameters and is what is saved; `policy` is the same model as the stage sees it."""
+
+    def __init__(self, *, model: torch.nn.Module, policy: Policy, stage: Stage, loss: Loss) -> None:
+        super().__init__()
+        self.model = model
+        self.policy = policy
+        self.stage = stage
+        self.loss = loss
+
+    def forward(self, batch: Batch) -> StepOutput:
+        """Loss sum, count and metrics of one micro-batch."""
+        return self.stage.step(policy=self.policy, batch=batch, loss=self.loss)
