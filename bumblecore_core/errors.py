@@ -15,7 +15,7 @@ SHOWN_PROBLEMS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One thing that is wrong. `code` is a key of `bumblecore_core.errors.CODES`; `place` is `file:line` or a key's origin."""
+    """One thing that is wrong. `code` is a key of `CODES`; `place` is `file:line` or where a key came from."""
 
     code: str
     problem: str
@@ -164,4 +164,6 @@ CODES: dict[str, str] = {
     "BC065": "a model leaks attention across documents",
     "BC066": "rows were dropped or truncated",
     "BC067": "a distributed launch is wrong",
+    "BC068": "a config file is not valid YAML",
+    "BC069": "a file would be overwritten",
 }

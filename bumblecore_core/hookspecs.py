@@ -33,20 +33,26 @@ def bumble_stages() -> Sequence[records.StageRecord]:  # type: ignore[empty-body
 
     ```python
     from bumblecore_core import StageRecord, hookimpl
-    from bumblecore_core.toolkit.causal import CausalStage
+
+
+    def encode(samples, context):
+        from bumblecore_core.toolkit.causal import causal_example
+
+        tokens = context.tokenizer([s.text for s in samples], truncation=True, max_length=context.max_length)
+        return [causal_example(ids, [(0, len(ids))]) for ids in tokens.input_ids]  # every token is trained
 
 
     def build(*, options, context):
-        return CausalStage(encode_text, context)  # or any object with the methods of `Stage`
+        from bumblecore_core.toolkit.causal import CausalStage
+
+        return CausalStage(encode, context)  # or any object with the methods of `Stage`
 
 
     @hookimpl
     def bumble_stages():
         return [
-            StageRecord(
-                name="my_stage", summary="Trains on text my way.", build=build,
-                reads="text", loss_kind="token", default_loss="causal_lm",
-            )
+            StageRecord(name="my_stage", summary="Trains on text my way.", build=build,
+                        reads="text", loss_kind="token", default_loss="causal_lm")
         ]
     ```
     """

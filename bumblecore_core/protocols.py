@@ -69,7 +69,7 @@ class PreferenceLoss(Protocol):
         reference_chosen: torch.Tensor | None,
         reference_rejected: torch.Tensor | None,
     ) -> StepOutput:
-        """Each tensor: (P,) summed log-probabilities of the completions of P pairs. Returns the sum over pairs and P."""
+        """Each tensor: (P,) summed log-probabilities of P pairs' completions. Returns the sum over pairs, and P."""
         ...
 
 
@@ -94,12 +94,16 @@ class Stage(Protocol):
 
     columns: tuple[str, ...]
 
-    def encode(self, *, samples: Sequence[Sample]) -> Sequence[TokenExample | Sequence[TokenExample] | Dropped | RowError]:
+    def encode(
+        self, *, samples: Sequence[Sample]
+    ) -> Sequence[TokenExample | Sequence[TokenExample] | Dropped | RowError]:
         """One entry per sample: an example, several (a long document cut up), a `Dropped`, or a `RowError` (returned,
         not raised). Called with hundreds of samples at a time, in worker processes too."""
         ...
 
-    def collate(self, *, examples: Sequence[Mapping[str, np.ndarray]], rows: Sequence[int], counts: Sequence[int]) -> Batch:
+    def collate(
+        self, *, examples: Sequence[Mapping[str, np.ndarray]], rows: Sequence[int], counts: Sequence[int]
+    ) -> Batch:
         """The padding-free micro-batch of `examples` (column name → (n,) int32 array), on the CPU."""
         ...
 

@@ -62,7 +62,7 @@ class StageRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class LossRecord(Record):
-    """A loss. `loss_kind`: whether it takes tokens or preference pairs. `build(options=…) -> TokenLoss | PreferenceLoss`"""
+    """A loss over tokens or over preference pairs (`loss_kind`). `build(options=…) -> TokenLoss | PreferenceLoss`"""
 
     kind: ClassVar[str] = "losses"
     build: Callable[..., protocols.Loss]

@@ -141,7 +141,7 @@ class StepOutput:
 
 @dataclass(kw_only=True, slots=True)
 class ParameterGroup:
-    """Parameters that an optimizer treats alike. `decay`: whether weight decay applies; `lr_scale`: factor on the lr."""
+    """Parameters that an optimizer treats alike. `decay`: whether to decay weights; `lr_scale`: factor on the lr."""
 
     name: str
     params: list[torch.nn.Parameter]

@@ -12,14 +12,14 @@ Dtype = Literal["auto", "bf16", "fp16", "fp32"]
 class Section(BaseModel):
     """Base of every section: unknown keys are errors, values are frozen once checked."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class PluginChoice(BaseModel):
     """A plugin picked by name, with its raw options (typed by the plugin that owns them at resolution)."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    name: str
+    name: str = Field(description="The plugin's name.")
 
     @property
     def raw_options(self) -> dict[str, Any]:
@@ -35,8 +35,11 @@ Choice = Annotated[PluginChoice, BeforeValidator(_named)]
 
 
 class ModelSection(Section):
+    """The model and its tokenizer."""
+
     path: str = Field(
-        description="Directory of the model (for pretrain: of its config.json), or an earlier run's output directory."
+        min_length=1,
+        description="Directory of the model (for pretrain: of its config.json), or an earlier run's output directory.",
     )
     tokenizer: str | None = Field(None, description="Directory of the tokenizer; the model's own when not set.")
     chat_template: str | None = Field(None, description="A .jinja file that replaces the tokenizer's chat template.")
@@ -44,7 +47,8 @@ class ModelSection(Section):
         "auto", description="What weights compute in; auto: bf16 where the device has it in hardware, fp32 otherwise."
     )
     master_weights: bool = Field(
-        True, description="Keep float32 master copies of half-precision weights (off: pure bf16, saves 4 bytes a parameter)."
+        True,
+        description="Keep float32 master copies of half-precision weights (off: pure bf16, saves 4 bytes a parameter).",
     )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, about a third more compute."
@@ -54,7 +58,9 @@ class ModelSection(Section):
 
 
 class DataFile(Section):
-    path: str = Field(description="A file or a glob.")
+    """One entry of a list of data files."""
+
+    path: str = Field(min_length=1, description="A file or a glob.")
     format: Choice | None = Field(None, description="This file's data format; data.format when not set.")
     weight: float = Field(1.0, gt=0, description="How often its rows appear in an epoch: 2 doubles, 0.5 takes half.")
 
@@ -68,6 +74,8 @@ Files = Annotated[list[DataFile], BeforeValidator(_files), Field(min_length=1)]
 
 
 class DataSection(Section):
+    """Training and evaluation data."""
+
     path: Files = Field(description="A file, a glob, {path, format, weight}, or a list of these.")
     format: Choice = Field(
         PluginChoice(name="auto"), description="The data format, or auto: told from each file's first row."
@@ -78,10 +86,10 @@ class DataSection(Section):
     eval_split: float | None = Field(
         None, gt=0, lt=1, description="Share of the rows to hold out for evaluation, chosen by the seed."
     )
-    txt_split: Literal["line", "paragraph", "file"] = Field(
-        "line", description="What one row of a .txt file is."
+    txt_split: Literal["line", "paragraph", "file"] = Field("line", description="What one row of a .txt file is.")
+    cache_dir: str | None = Field(
+        None, description="Where token shards lie; default $BUMBLE_CACHE or ~/.cache/bumblecore."
     )
-    cache_dir: str | None = Field(None, description="Where token shards lie; default $BUMBLE_CACHE or ~/.cache/bumblecore.")
     num_proc: int | None = Field(None, ge=0, description="Processes that tokenize (0: this one); by size when not set.")
     num_workers: int | None = Field(
         None, ge=0, description="DataLoader workers; 2 per GPU when not set, none on CPU (batches are memory-mapped)."
@@ -90,13 +98,21 @@ class DataSection(Section):
 
 
 class TrainSection(Section):
+    """Batch sizes, length, seed."""
+
     epochs: float = Field(1.0, gt=0, description="Passes over the data; may be a fraction. Not used with max_steps.")
     max_steps: int | None = Field(None, ge=1, description="Optimizer steps, instead of epochs.")
     micro_batch_size: int = Field(1, ge=1, description="Rows in one forward pass on one device.")
     gradient_accumulation_steps: int = Field(1, ge=1, description="Micro-batches in one optimizer step on one device.")
-    seed: int = Field(42, ge=0, description="Model initialisation, batch plan and dropout get separate streams from it.")
-    max_grad_norm: float | None = Field(1.0, gt=0, description="Clip the gradient's L2 norm to this; null: no clipping.")
-    eval_steps: int | None = Field(None, ge=1, description="Evaluate every so many steps; at the end alone when not set.")
+    seed: int = Field(
+        42, ge=0, le=2**63 - 1, description="Model initialisation, batch plan and dropout get separate streams from it."
+    )
+    max_grad_norm: float | None = Field(
+        1.0, gt=0, description="Clip the gradient's L2 norm to this; null: no clipping."
+    )
+    eval_steps: int | None = Field(
+        None, ge=1, description="Evaluate every so many steps; at the end alone when not set."
+    )
     logging_steps: int = Field(1, ge=1, description="Report metrics every so many steps.")
     average_tokens_across_devices: bool = Field(
         True, description="Divide by the count of all devices (exact); off: each device by its own, then average."
@@ -110,6 +126,8 @@ class TrainSection(Section):
 
 
 class CheckpointSection(Section):
+    """What is saved."""
+
     save_last: bool = Field(True, description="Save the final model in final/.")
     max_shard_size: str = Field("5GB", pattern=r"^\d+(\.\d+)?(KB|MB|GB)$", description="Largest safetensors file.")
 

@@ -94,9 +94,7 @@ def evaluate(engine: Engine, micros: Micros) -> dict[str, float]:
     return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), **figures}
 
 
-def _accumulate(
-    engine: Engine, window: Window, micros: Micros, options: LoopOptions
-) -> tuple[WindowMetrics, int]:
+def _accumulate(engine: Engine, window: Window, micros: Micros, options: LoopOptions) -> tuple[WindowMetrics, int]:
     """Forward and backward of this rank's micro-batches; gradients end up as Σ ∇loss_sum ÷ the window's count."""
     metrics, tokens = WindowMetrics(), 0
     if options.average_tokens_across_devices:

@@ -1,7 +1,7 @@
 """The one module that engines wrap: model, stage and loss behind `forward(batch) -> StepOutput`.
 
-DDP prepares its reducer, and ZeRO its parameter traces, in the wrapped module's own `forward`; so nothing of the model is
-ever called around the wrapper.
+DDP prepares its reducer, and ZeRO its parameter traces, in the wrapped module's own `forward`; so nothing of the model
+is ever called around the wrapper.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ from bumblecore_core.values import Batch, StepOutput
 
 
 class TrainModule(torch.nn.Module):
-    """`model` holds the parameters and is what is saved; `policy` is the same model as the stage sees it."""
+    """`model` holds the parameters and is what is saved; `policy` is the same model as the stage sees it.
 
-    def __init__(self, *, model: torch.nn.Module, policy: Policy, stage: Stage, loss: Loss) -> None:
+    The policy is set once the engine has prepared the module: it is probed on the final device, in the final dtype.
+    """
+
+    policy: Policy
+
+    def __init__(self, *, model: torch.nn.Module, stage: Stage, loss: Loss) -> None:
         super().__init__()
         self.model = model
-        self.policy = policy
         self.stage = stage
         self.loss = loss
 

@@ -42,7 +42,9 @@ def save_model(
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         fix = "Free some space and run again" if full else "Check the output directory's permissions"
-        raise one(RunError, "BC045" if full else "BC042", f"saving failed: {error}", fix, place=str(directory)) from error
+        raise one(
+            RunError, "BC045" if full else "BC042", f"saving failed: {error}", fix, place=str(directory)
+        ) from error
 
 
 def replace_directory(directory: Path, write: Callable[[Path], None]) -> None:

@@ -1,5 +1,6 @@
 """The batch plan: nothing lost, nothing doubled, the same steps whatever the split over ranks and micro-batches."""
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -120,7 +121,7 @@ def test_bins_hold_whole_documents_within_capacity(lengths, capacity):
     lengths = np.asarray(lengths)
     rows, offsets = pack_bins(np.arange(len(lengths)), lengths, capacity)
     assert sorted(rows.tolist()) == list(range(len(lengths)))
-    for start, end in zip(offsets[:-1], offsets[1:], strict=True):
+    for start, end in itertools.pairwise(offsets):
         assert end - start == 1 or lengths[rows[start:end]].sum() <= capacity
 
 

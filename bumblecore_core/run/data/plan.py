@@ -71,7 +71,7 @@ class BatchPlan:
     """The plan over a set of rows.
 
     `lengths`, `counts`: (n,) of the token store; `rows`: indices of the rows to use; `sources`: (n,) data file of each
-    row; `weights`: per data file, how often its rows appear in an epoch. Exactly one of `epochs` and `max_steps` ends it.
+    row; `weights`: per data file, how often its rows appear in an epoch. Either `epochs` or `max_steps` ends it.
     """
 
     def __init__(

@@ -1,1 +1,102 @@
-"""Built-in schedulers."""
+"""Built-in learning-rate schedules: those of `transformers.get_scheduler`, under its names and computed by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from bumblecore_core import ConfigError, NoOptions, Options, SchedulerRecord, hookimpl, one
+from bumblecore_plugins.schedulers.options import (
+    CosineOptions,
+    InverseSqrtOptions,
+    MinLrOptions,
+    PlateauOptions,
+    PolynomialOptions,
+    RestartOptions,
+    StableDecayOptions,
+    WarmupOptions,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from bumblecore_core.protocols import Scheduler
+
+_PLATEAU = "reduce_on_plateau"
+Arguments = Callable[[Any, int], dict[str, Any]]
+"""(options, total steps) → the schedule's own keyword arguments."""
+
+
+def _builder(name: str, arguments: Arguments) -> Callable[..., Scheduler]:
+    theirs = "reduce_lr_on_plateau" if name == _PLATEAU else name
+
+    def build(*, options: Options, optimizer: torch.optim.Optimizer, total_steps: int) -> Scheduler:
+        from transformers.optimization import get_scheduler
+
+        warmup = options.resolved_warmup(total_steps) if isinstance(options, WarmupOptions) else None
+        try:
+            return get_scheduler(
+                theirs,
+                optimizer,
+                num_warmup_steps=warmup,
+                num_training_steps=total_steps,
+                scheduler_specific_kwargs=arguments(options, total_steps),
+            )
+        except ValueError as error:
+            fix = "Change these options of the scheduler, or optimizer.lr"
+            raise one(ConfigError, "BC039", f"{name}: {error}", fix, field="scheduler") from error
+
+    return build
+
+
+def _nothing(options: Options, total_steps: int) -> dict[str, Any]:
+    return {}
+
+
+def _own(options: Options, total_steps: int) -> dict[str, Any]:
+    """Every option but those of the warm-up, under its own name."""
+    return options.model_dump(exclude={"warmup_ratio", "warmup_steps"})
+
+
+def _min_lr(options: MinLrOptions, total_steps: int) -> dict[str, Any]:
+    values = _own(options, total_steps)
+    if options.min_lr is None and options.min_lr_rate is None:
+        values["min_lr_rate"] = 0.1
+    return values
+
+
+def _stable_decay(options: StableDecayOptions, total_steps: int) -> dict[str, Any]:
+    warmup, decay = options.resolved_warmup(total_steps), options.resolved_decay(total_steps)
+    if warmup + decay > total_steps:
+        raise ValueError(f"{warmup} warm-up and {decay} decay steps do not fit into a run of {total_steps}")
+    values = options.model_dump(include={"warmup_type", "decay_type", "min_lr_ratio", "num_cycles"})
+    return {**values, "num_decay_steps": decay}
+
+
+_SCHEDULES: tuple[tuple[str, str, type[Options], Arguments], ...] = (
+    ("linear", "Rises, then falls linearly to 0.", WarmupOptions, _nothing),
+    ("cosine", "Rises, then falls along a cosine.", CosineOptions, _own),
+    ("cosine_with_restarts", "Rises, then falls along a cosine several times.", RestartOptions, _own),
+    ("polynomial", "Rises, then falls to lr_end along a power.", PolynomialOptions, _own),
+    ("constant", "Stays as it is.", NoOptions, _nothing),
+    ("constant_with_warmup", "Rises, then stays.", WarmupOptions, _nothing),
+    ("inverse_sqrt", "Rises, then falls with the root of the step.", InverseSqrtOptions, _own),
+    (_PLATEAU, "Falls when the evaluation loss stops improving.", PlateauOptions, _own),
+    ("cosine_with_min_lr", "Rises, then falls along a cosine to a minimum above 0.", MinLrOptions, _min_lr),
+    ("warmup_stable_decay", "Rises, stays, falls at the end.", StableDecayOptions, _stable_decay),
+)
+
+
+@hookimpl
+def bumble_schedulers() -> list[SchedulerRecord]:
+    """The ten schedules of `transformers.get_scheduler`."""
+    return [
+        SchedulerRecord(
+            name=name,
+            summary=summary,
+            build=_builder(name, arguments),
+            options=options,
+            needs_metric=name == _PLATEAU,
+        )
+        for name, summary, options, arguments in _SCHEDULES
+    ]

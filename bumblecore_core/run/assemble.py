@@ -1,0 +1,223 @@
+"""Assembling a run. This is the only place where build order is written.
+
+`prepare` makes everything that needs no weights (tokenizer, stage, token shards, batch plan): `bumble plan` stops there.
+`assemble` goes on to model, loss and the wrapped module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bumblecore_core.config.resolve import ResolvedRun
+from bumblecore_core.protocols import Adapter, Engine, EngineContext, Stage
+from bumblecore_core.registry import PluginSwitches, Registry
+from bumblecore_core.run.attention import select_attention
+from bumblecore_core.run.data.loader import collate
+from bumblecore_core.run.data.plan import BatchPlan, MicroBatch, PlanOptions
+from bumblecore_core.run.data.prepare import prepare_store, split_eval
+from bumblecore_core.run.groups import parameter_groups
+from bumblecore_core.run.model import build_model
+from bumblecore_core.run.module import TrainModule
+from bumblecore_core.run.stage_factory import StageFactory
+from bumblecore_core.toolkit.policy import make_policy
+from bumblecore_core.toolkit.tokenizers import resolve_model_dir, tokenizer_fingerprint
+from bumblecore_core.values import Batch
+
+if TYPE_CHECKING:
+    from bumblecore_core.run.data.store import TokenStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What a run needs before its weights. `rows`, `eval_rows`: indices in `store` and `eval_store`."""
+
+    resolved: ResolvedRun
+    model_dir: Path
+    tokenizer: Any
+    stage: Stage
+    store: TokenStore
+    rows: np.ndarray
+    plan: BatchPlan
+    eval_store: TokenStore
+    eval_plan: BatchPlan | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assembled:
+    """A run that is ready to train. `features`: (feature, what was decided) pairs."""
+
+    model: Any
+    adapter: Adapter | None
+    module: TrainModule
+    features: tuple[tuple[str, str], ...]
+
+
+def build_engine(resolved: ResolvedRun) -> Engine:
+    """The engine comes first: a device or dtype that is not there must be said before anything is read."""
+    config = resolved.config
+    context = EngineContext(
+        dtype=config.model.dtype,
+        master_weights=config.model.master_weights,
+        float32_gradients=config.train.float32_gradients,
+        max_grad_norm=config.train.max_grad_norm,
+        gradient_accumulation_steps=config.train.gradient_accumulation_steps,
+        micro_batch_size=config.train.micro_batch_size,
+        seed=config.train.seed,
+    )
+    return resolved.engine.record.build(options=resolved.engine.options, context=context)
+
+
+def prepare(
+    resolved: ResolvedRun, registry: Registry, switches: PluginSwitches, *, world_size: int, progress: bool
+) -> Prepared:
+    """Tokenizer, stage, token shards and batch plan. Raises what is wrong with data, tokenizer or template."""
+    config = resolved.config
+    model_dir = resolve_model_dir(config.model.path)
+    factory = StageFactory(
+        stage_name=resolved.stage.record.name,
+        options=resolved.stage.options,
+        tokenizer_dir=config.model.tokenizer or str(model_dir),
+        chat_template=config.model.chat_template,
+        trust_remote_code=config.model.trust_remote_code,
+        max_length=config.data.max_length,
+        strict=config.data.strict,
+        switches=switches,
+    )
+    tokenizer = factory.tokenizer()
+    stage = factory.stage(resolved.stage.record, tokenizer)
+    shards = _Shards(resolved, registry, stage, factory, tokenizer_fingerprint(tokenizer), progress)
+    store = shards.store(config.data.path, resolved.formats)
+    rows, eval_store, eval_rows = np.arange(len(store)), store, np.arange(0)
+    if config.data.eval_path is not None:
+        eval_store = shards.store(config.data.eval_path, resolved.eval_formats)
+        eval_rows = np.arange(len(eval_store))
+    elif config.data.eval_split is not None:
+        rows, eval_rows = split_eval(len(store), config.data.eval_split, config.train.seed)
+    return Prepared(
+        resolved=resolved,
+        model_dir=model_dir,
+        tokenizer=tokenizer,
+        stage=stage,
+        store=store,
+        rows=rows,
+        plan=_plan(resolved, store, rows, world_size),
+        eval_store=eval_store,
+        eval_plan=_plan(resolved, eval_store, eval_rows, world_size, evaluation=True) if len(eval_rows) else None,
+    )
+
+
+def assemble(prepared: Prepared, registry: Registry, engine: Engine) -> Assembled:
+    """Model, adapter, policy, loss, optimizer and schedule, wrapped by the engine."""
+    resolved, config = prepared.resolved, prepared.resolved.config
+    implementation, attention = select_attention(
+        [provided.record for provided in registry.all("attentions")],
+        config.model.attention,
+        device=engine.device,
+        dtype=engine.dtype,
+    )
+    with engine.model_context():
+        model = build_model(
+            directory=prepared.model_dir,
+            from_config=resolved.stage.record.model_from == "config",
+            attention=implementation,
+            tokenizer=prepared.tokenizer,
+            seed=config.train.seed,
+            gradient_checkpointing=config.model.gradient_checkpointing,
+            trust_remote_code=config.model.trust_remote_code,
+        )
+    adapter = None
+    if resolved.adapter is not None:
+        adapter = resolved.adapter.record.build(options=resolved.adapter.options)
+        model = adapter.wrap(model=model)
+    loss = resolved.loss.record.build(options=resolved.loss.options)
+    module = TrainModule(model=model, stage=prepared.stage, loss=loss)
+    optimizer, scheduler = resolved.optimizer, resolved.scheduler
+    engine.prepare(
+        module=module,
+        groups=parameter_groups(model),
+        make_optimizer=lambda groups: optimizer.record.build(options=optimizer.options, groups=groups),
+        make_scheduler=lambda built: scheduler.record.build(
+            options=scheduler.options, optimizer=built, total_steps=prepared.plan.total_steps
+        ),
+    )
+    single_document = config.train.micro_batch_size == 1 and not config.data.packing
+    module.policy = make_policy(model, single_document=single_document)
+    features = (
+        ("adapter", resolved.adapter.record.name if resolved.adapter else "none (full fine-tuning)"),
+        ("loss", resolved.loss.record.name),
+        ("attention", "; ".join(attention)),
+        *module.policy.features,
+        ("gradient checkpointing", "on" if config.model.gradient_checkpointing else "off"),
+        ("packing", "on" if config.data.packing else "off (still no padding: documents are concatenated)"),
+        *engine.features(),
+    )
+    return Assembled(model=model, adapter=adapter, module=module, features=features)
+
+
+def evaluation_batches(prepared: Prepared, rank: int) -> Callable[[], Iterator[tuple[MicroBatch, Batch]]] | None:
+    """A fresh pass over the evaluation rows of one rank at each call; None without evaluation data."""
+    plan = prepared.eval_plan
+    if plan is None:
+        return None
+
+    def batches() -> Iterator[tuple[MicroBatch, Batch]]:
+        for window in plan.windows():
+            for micro in window.micro_batches[rank]:
+                yield micro, collate(prepared.eval_store, prepared.stage, micro.rows)
+
+    return batches
+
+
+@dataclass(frozen=True)
+class _Shards:
+    resolved: ResolvedRun
+    registry: Registry
+    stage: Stage
+    factory: StageFactory
+    tokenizer_fingerprint: str
+    progress: bool
+
+    def store(self, files: Any, formats: Any) -> TokenStore:
+        data = self.resolved.config.data
+        return prepare_store(
+            files=files,
+            formats=formats,
+            registry=self.registry,
+            stage=self.stage,
+            stage_record=self.resolved.stage.record,
+            stage_options=self.resolved.stage.options,
+            make_stage=self.factory,
+            tokenizer_fingerprint=self.tokenizer_fingerprint,
+            data=data,
+            progress=self.progress,
+        )
+
+
+def _plan(
+    resolved: ResolvedRun, store: TokenStore, rows: np.ndarray, world_size: int, *, evaluation: bool = False
+) -> BatchPlan:
+    config = resolved.config
+    options = PlanOptions(
+        micro_batch_size=config.train.micro_batch_size,
+        gradient_accumulation_steps=1 if evaluation else config.train.gradient_accumulation_steps,
+        world_size=world_size,
+        seed=config.train.seed,
+        packing=config.data.packing,
+        max_length=config.data.max_length,
+        shuffle=not evaluation,
+    )
+    return BatchPlan(
+        lengths=store.lengths,
+        counts=store.counts,
+        rows=rows,
+        options=options,
+        sources=store.sources,
+        weights=[1.0] * len(store.files) if evaluation else store.weights,
+        epochs=1.0 if evaluation else config.train.epochs,
+        max_steps=None if evaluation else config.train.max_steps,
+    )

@@ -1,0 +1,82 @@
+"""Which data format a row is of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from bumblecore_core.config.resolved import Selected
+from bumblecore_core.errors import DataError, PluginError, one
+from bumblecore_core.records import DataFormatRecord
+from bumblecore_core.values import ChatSample, PreferenceSample, Sample, SampleKind, TextSample
+
+KIND_OF: Mapping[type, SampleKind] = {TextSample: "text", ChatSample: "chat", PreferenceSample: "preference"}
+
+
+def matching(records: Sequence[DataFormatRecord], row: Mapping[str, Any]) -> list[tuple[DataFormatRecord, SampleKind]]:
+    """The formats that `row` is of, by name, each with the kind of sample that it gives. Raises `PluginError` BC060
+    where a plugin's `detect` raises."""
+    found: list[tuple[DataFormatRecord, SampleKind]] = []
+    for record in sorted(records, key=lambda record: record.name):
+        try:
+            kind = record.detect(row)
+        except Exception as error:
+            problem = f"the data format '{record.name}' raised {type(error).__name__} in detect"
+            raise one(PluginError, "BC060", problem, "Name data.format, and report it to its author") from error
+        if kind is not None:
+            found.append((record, kind))
+    return found
+
+
+def choose_format(
+    row: Mapping[str, Any], *, records: Sequence[DataFormatRecord], reads: SampleKind, stage: str, place: str
+) -> Selected[DataFormatRecord]:
+    """The one format that `row` is of. Where several match, the one that gives what the stage reads.
+
+    Raises `DataError` BC062 where none or several fit, BC063 where the format gives another kind than `reads`.
+    """
+    found = matching(records, row)
+    fitting = [(record, kind) for record, kind in found if kind == reads]
+    candidates = fitting or found
+    if not candidates:
+        needs = "; ".join(f"{record.name}: {record.summary.rstrip('.')}" for record in records)
+        problem = f"no data format is known for rows with the keys {keys_of(row)}"
+        raise one(
+            DataError,
+            "BC062",
+            problem,
+            f"Name data.format, with its options for other field names ({needs})",
+            place=place,
+        )
+    if len(candidates) > 1:
+        names = " and ".join(f"'{record.name}'" for record, _ in candidates)
+        problem = f"rows with the keys {keys_of(row)} could be of the data formats {names}"
+        raise one(DataError, "BC062", problem, "Name the one that is meant in data.format", place=place)
+    record, kind = candidates[0]
+    if kind != reads:
+        raise wrong_kind(record.name, kind, reads=reads, stage=stage, place=place)
+    try:
+        return Selected(record=record, options=record.options())
+    except ValidationError as error:
+        problem = f"rows look like the data format '{record.name}', which has options that must be set"
+        raise one(DataError, "BC062", problem, "Name it in data.format with its options", place=place) from error
+
+
+def wrong_kind(name: str, kind: SampleKind, *, reads: SampleKind, stage: str, place: str) -> Exception:
+    """The `DataError` BC063 of a file whose samples the stage does not read."""
+    problem = f"the data format '{name}' gives {kind} samples here, and the stage '{stage}' reads {reads} samples"
+    return one(DataError, "BC063", problem, f"Use {reads} data, or a stage that reads {kind} data", place=place)
+
+
+def kind_of(sample: Sample) -> SampleKind | None:
+    """The kind of a sample; None for anything that is not one."""
+    return KIND_OF.get(type(sample))
+
+
+def keys_of(row: Mapping[str, Any], most: int = 12) -> str:
+    """The row's keys for a message."""
+    names = [str(key)[:40] for key in row]
+    shown = ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return shown or "(none)"

@@ -1,0 +1,175 @@
+"""Samples to token examples, in this process or in a pool of spawned ones, with the same bits either way."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+
+import numpy as np
+
+from bumblecore_core.errors import BumbleError, PluginError, Problem, RowError, RunError, one
+from bumblecore_core.protocols import Stage
+from bumblecore_core.run.data.rows import Chunk
+from bumblecore_core.values import Dropped, Sample, TokenExample
+
+SMALL_BYTES = 64 << 20
+MOST_PROCESSES = 8
+
+
+@dataclass(kw_only=True)
+class Encoded:
+    """The examples of a chunk as arrays. `columns`: name → all examples' values one after another, int32; `sizes`: name
+    → (n,) values of each example; `lengths`, `counts`: (n,) of the examples; `rows`: (n,) index of the sample that each
+    came from. `dropped`: (row, what); `errors`: (row, problem without its place)."""
+
+    columns: dict[str, np.ndarray]
+    sizes: dict[str, np.ndarray]
+    lengths: np.ndarray
+    counts: np.ndarray
+    rows: np.ndarray
+    truncated: int
+    warnings: Counter[str]
+    dropped: list[tuple[int, Dropped]] = field(default_factory=list)
+    errors: list[tuple[int, Problem]] = field(default_factory=list)
+
+
+def encode_samples(stage: Stage, samples: Sequence[Sample], name: str) -> Encoded:
+    """Encodes a chunk and checks what the stage returned. Raises `PluginError` BC060 where that breaks its contract."""
+    try:
+        results = stage.encode(samples=samples) if samples else ()
+    except BumbleError:
+        raise
+    except Exception as error:
+        problem = f"the stage '{name}' raised {type(error).__name__} while it encoded rows"
+        raise one(PluginError, "BC060", problem, "Report it to the stage's author") from error
+    if len(results) != len(samples):
+        raise _broken(name, f"{len(results)} results for {len(samples)} samples")
+    examples: list[TokenExample] = []
+    rows: list[int] = []
+    dropped: list[tuple[int, Dropped]] = []
+    errors: list[tuple[int, Problem]] = []
+    for row, result in enumerate(results):
+        if isinstance(result, RowError):
+            errors.append((row, result.problem))
+        elif isinstance(result, Dropped):
+            dropped.append((row, result))
+        else:
+            parts = [result] if isinstance(result, TokenExample) else list(result)
+            examples.extend(parts)
+            rows.extend([row] * len(parts))
+    for example in examples:
+        if not isinstance(example, TokenExample) or set(example.columns) != set(stage.columns):
+            raise _broken(name, f"an example that lacks the columns {', '.join(stage.columns)}, or has others")
+    try:
+        columns = {column: _concatenated([example.columns[column] for example in examples]) for column in stage.columns}
+    except (OverflowError, TypeError, ValueError) as error:
+        raise _broken(name, "columns that are not lists of 32-bit integers") from error
+    return Encoded(
+        columns=columns,
+        sizes={column: _int32(len(example.columns[column]) for example in examples) for column in stage.columns},
+        lengths=_int32(example.length for example in examples),
+        counts=_int32(example.count for example in examples),
+        rows=_int32(rows),
+        truncated=sum(example.truncated for example in examples),
+        warnings=Counter(warning for example in examples for warning in example.warnings),
+        dropped=dropped,
+        errors=errors,
+    )
+
+
+def encode_chunks(
+    chunks: Iterable[Chunk], *, stage: Stage, name: str, num_proc: int, make_stage: Callable[[], Stage] | None = None
+) -> Generator[tuple[Chunk, Encoded], None, None]:
+    """Each chunk with its examples, in the chunks' order. `num_proc` 0 or 1: in this process.
+
+    Workers get `make_stage` (picklable, called once in each), or `stage` itself pickled. Raises `RunError` BC060 where
+    a worker dies.
+    """
+    if num_proc <= 1:
+        for chunk in chunks:
+            yield chunk, encode_samples(stage, chunk.samples, name)
+        return
+    factory = pickle.dumps(make_stage if make_stage is not None else _Ready(stage))
+    pool = ProcessPoolExecutor(
+        num_proc, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(factory, name)
+    )
+    waiting: deque[tuple[Chunk, Future[Encoded]]] = deque()
+    try:
+        for chunk in chunks:
+            samples, chunk.samples = chunk.samples, []  # the pool holds them until they are sent
+            waiting.append((chunk, pool.submit(_encode_in_worker, samples)))
+            if len(waiting) > 3 * num_proc:
+                yield _next(waiting)
+        while waiting:
+            yield _next(waiting)
+    except BrokenProcessPool as error:
+        problem = (
+            "a process that tokenizes died (out of memory, or its script has no `if __name__ == '__main__'` guard)"
+        )
+        raise one(RunError, "BC060", problem, "Set data.num_proc to 0 or to fewer processes") from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def processes(num_proc: int | None, *, total_bytes: int, stage: Stage, make_stage: Callable[[], Stage] | None) -> int:
+    """How many worker processes to use: by the size of the input where `num_proc` is None, none where the stage can
+    neither be pickled nor be made by a picklable factory."""
+    wanted = num_proc
+    if wanted is None:
+        wanted = 0 if total_bytes < SMALL_BYTES else min(MOST_PROCESSES, os.cpu_count() or 1)
+    if wanted > 1:
+        try:
+            pickle.dumps(make_stage if make_stage is not None else stage)
+        except Exception:  # pickling runs the stage's own code, which may raise anything
+            return 0
+    return wanted if wanted > 1 else 0
+
+
+class _Ready:
+    """A factory of a stage that travels as it is."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+
+    def __call__(self) -> Stage:
+        return self.stage
+
+
+_worker: tuple[Stage, str] | None = None
+
+
+def _start_worker(factory: bytes, name: str) -> None:
+    global _worker
+    # One core for each process: the tokenizer's own threads would only compete.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _worker = (pickle.loads(factory)(), name)
+
+
+def _encode_in_worker(samples: Sequence[Sample]) -> Encoded:
+    assert _worker is not None
+    stage, name = _worker
+    return encode_samples(stage, samples, name)
+
+
+def _next(waiting: deque[tuple[Chunk, Future[Encoded]]]) -> tuple[Chunk, Encoded]:
+    chunk, future = waiting.popleft()
+    return chunk, future.result()
+
+
+def _broken(name: str, what: str) -> BumbleError:
+    return one(PluginError, "BC060", f"the stage '{name}' returned {what}", "Report it to the stage's author")
+
+
+def _int32(values: Iterable[int]) -> np.ndarray:
+    return np.fromiter(values, dtype=np.int32)
+
+
+def _concatenated(parts: Sequence[Sequence[int]]) -> np.ndarray:
+    arrays = [np.asarray(part, dtype=np.int32) for part in parts]
+    return np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int32)

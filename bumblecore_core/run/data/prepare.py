@@ -1,0 +1,233 @@
+"""Preparing data: files to rows, rows to samples, samples to token shards; or the shards of an earlier run."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from bumblecore_core.config.resolved import Selected
+from bumblecore_core.config.schema import DataFile, DataSection
+from bumblecore_core.errors import DataError, Problem, one
+from bumblecore_core.protocols import Stage
+from bumblecore_core.records import DataFormatRecord, Options, StageRecord
+from bumblecore_core.registry import Registry
+from bumblecore_core.run.data.cache import build_lock, fresh_directory, remove_leftovers
+from bumblecore_core.run.data.encode import Encoded, encode_chunks, processes
+from bumblecore_core.run.data.files import Source, resolve_files
+from bumblecore_core.run.data.fingerprint import code_fingerprint, data_fingerprint, default_cache_dir
+from bumblecore_core.run.data.report import PrepareReport, Tally, describe_dropped
+from bumblecore_core.run.data.rows import Chunk, read_chunks
+from bumblecore_core.run.data.store import StoreWriter, TokenStore, TornStore
+from bumblecore_core.toolkit.seeds import derive_seed
+
+MOST_PROBLEMS = 300
+READ_ON_ROWS = 20_000  # after the first problem: enough to show the pattern, without tokenizing what is thrown away
+MOST_UNFITTING = 0.05
+
+
+def prepare_store(
+    *,
+    files: Sequence[DataFile],
+    formats: Sequence[Selected[DataFormatRecord] | None],
+    registry: Registry,
+    stage: Stage,
+    stage_record: StageRecord,
+    stage_options: Options,
+    make_stage: Callable[[], Stage] | None,
+    tokenizer_fingerprint: str,
+    data: DataSection,
+    progress: bool,
+    field: str = "data.path",
+) -> TokenStore:
+    """The token shards of `files`, built now or reused (`store.report.reused`) where the fingerprint is known.
+
+    `formats`: of each file, None to tell it from its first row; more than there are files are ignored. `make_stage`:
+    picklable, makes the stage in a worker process; None pickles `stage`. Safe to call in several processes at once: one
+    builds, the others wait and reuse. Raises `DataError` with up to 300 problems of the files and rows (20 of them are
+    shown), BC028 where more than 5 % of the rows do not fit, BC008 where no row is left; nothing is kept then.
+    """
+    sources = resolve_files(files, formats[: len(files)], field=field)
+    records: list[DataFormatRecord] = [provided.record for provided in registry.all("data_formats")]  # type: ignore[misc]
+    cache = Path(data.cache_dir).expanduser() if data.cache_dir else default_cache_dir()
+    auto = any(source.format is None for source in sources)
+    builders = [record.build for record in records] if auto else []
+    builders += [source.format.record.build for source in sources if source.format is not None]
+    fingerprint = data_fingerprint(
+        sources,
+        parts={
+            "stage": stage_record.name,
+            "stage_options": stage_options.model_dump(mode="json"),
+            "tokenizer": tokenizer_fingerprint,
+            "max_length": data.max_length,
+            "strict": data.strict,
+            "txt_split": data.txt_split,
+        },
+        detectable=[record.name for record in records],
+        code=code_fingerprint([stage_record.build, stage, *builders]),
+        cache_dir=cache,
+    )
+    directory = cache / "tokens" / fingerprint[:32]
+    if (store := _existing(directory, fingerprint, sources)) is not None:
+        return store
+    with build_lock(directory):
+        if (store := _existing(directory, fingerprint, sources)) is not None:
+            return store
+        remove_leftovers(directory)
+        with fresh_directory(directory) as temporary:
+            _build(
+                temporary,
+                fingerprint=fingerprint,
+                sources=sources,
+                chunks=read_chunks(
+                    sources,
+                    records=records,
+                    reads=stage_record.reads,
+                    stage=stage_record.name,
+                    txt_split=data.txt_split,
+                ),
+                stage=stage,
+                stage_name=stage_record.name,
+                make_stage=make_stage,
+                num_proc=data.num_proc,
+                strict=data.strict,
+                progress=progress,
+            )
+    return TokenStore(directory, files=_names(sources), weights=[source.weight for source in sources])
+
+
+def split_eval(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(training, evaluation) indices of `count` examples, each sorted: `share` of them (at least one, never all) are
+    drawn for evaluation, the same ones for the same seed. Raises `DataError` BC008 below two examples."""
+    if count < 2:
+        problem = f"data.eval_split cannot hold out a part of {count} example(s)"
+        raise one(DataError, "BC008", problem, "Add data, or leave data.eval_split out")
+    held_out = min(count - 1, max(1, round(count * share)))
+    order = np.random.default_rng(derive_seed(seed, "eval_split")).permutation(count)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def _existing(directory: Path, fingerprint: str, sources: Sequence[Source]) -> TokenStore | None:
+    try:
+        weights = [source.weight for source in sources]
+        store = TokenStore(directory, files=_names(sources), weights=weights, reused=True)
+    except TornStore:
+        return None
+    return store if store.fingerprint == fingerprint else None
+
+
+def _build(
+    directory: Path,
+    *,
+    fingerprint: str,
+    sources: Sequence[Source],
+    chunks: Iterator[Chunk],
+    stage: Stage,
+    stage_name: str,
+    make_stage: Callable[[], Stage] | None,
+    num_proc: int | None,
+    strict: bool,
+    progress: bool,
+) -> None:
+    began = time.perf_counter()
+    total = sum(source.path.stat().st_size for source in sources)
+    workers = processes(num_proc, total_bytes=total, stage=stage, make_stage=make_stage)
+    writer = StoreWriter(directory, stage.columns)
+    tally, problems = Tally(), _Problems()
+    formats = [""] * len(sources)
+    encoded_chunks = encode_chunks(chunks, stage=stage, name=stage_name, num_proc=workers, make_stage=make_stage)
+    with closing(writer), closing(encoded_chunks), _bar(total, progress) as bar:
+        for chunk, encoded in encoded_chunks:
+            bar.update(chunk.read - bar.n)
+            formats[chunk.source] = chunk.format
+            _count(chunk, encoded, sources[chunk.source].path, tally, problems, strict)
+            if not problems.found:
+                writer.add(encoded, source=chunk.source, lines=np.asarray(chunk.lines, dtype=np.int64))
+            elif problems.enough(tally.rows):
+                break
+        problems.raise_any()
+        report = tally.report(
+            examples=writer.examples,
+            tokens=writer.tokens,
+            supervised=writer.supervised,
+            formats=formats,
+            seconds=time.perf_counter() - began,
+        )
+        _refuse_too_little(report)
+        writer.finish(fingerprint=fingerprint, files=_names(sources), report=report)
+
+
+class _Problems:
+    """Collects problems until there are enough to see what is wrong."""
+
+    def __init__(self) -> None:
+        self.found: list[Problem] = []
+        self.total = 0
+        self._first_row = 0
+
+    def add(self, problems: Sequence[Problem], uncounted: int, rows: int) -> None:
+        if problems and not self.found:
+            self._first_row = rows
+        self.found.extend(problems)
+        self.total += len(problems) + uncounted
+
+    def enough(self, rows: int) -> bool:
+        return len(self.found) >= MOST_PROBLEMS or rows - self._first_row >= READ_ON_ROWS
+
+    def raise_any(self) -> None:
+        if self.found:
+            raise DataError(self.found[:MOST_PROBLEMS], self.total)
+
+
+def _count(chunk: Chunk, encoded: Encoded, path: Path, tally: Tally, problems: _Problems, strict: bool) -> None:
+    """Adds a chunk's counts to `tally` and what is wrong in it, in the order of its lines, to `problems`."""
+    bad = list(chunk.problems)
+    for row, problem in encoded.errors:
+        bad.append((chunk.lines[row], _at(problem, f"{path}:{chunk.lines[row]}")))
+    for row, dropped in encoded.dropped:
+        place = f"{path}:{chunk.lines[row]}"
+        if strict:
+            fix = "Correct or remove the row, or set data.strict to false to leave such rows out"
+            problem = Problem(code=dropped.code, problem=dropped.reason, fix=fix, place=place)
+            bad.append((chunk.lines[row], problem))
+        else:
+            tally.drop(dropped.code, dropped.reason, place)
+    tally.rows += chunk.rows
+    tally.truncated += encoded.truncated
+    tally.warnings.update(encoded.warnings)
+    if chunk.blank_lines:
+        tally.warnings["BC009"] += chunk.blank_lines
+    problems.add([problem for _, problem in sorted(bad, key=lambda item: item[0])], chunk.repeated, tally.rows)
+
+
+def _at(problem: Problem, place: str) -> Problem:
+    return Problem(code=problem.code, problem=problem.problem, fix=problem.fix, field=problem.field, place=place)
+
+
+def _refuse_too_little(report: PrepareReport) -> None:
+    unfitting = [dropped for dropped in report.dropped if dropped.code == "BC028"]
+    count = sum(dropped.count for dropped in unfitting)
+    if count > MOST_UNFITTING * report.rows:
+        places = ", ".join(unfitting[0].places)
+        share = f"{count:,} of {report.rows:,} rows ({count / report.rows:.0%})"
+        problem = f"{share} do not fit data.max_length, the first of them {places}"
+        fix = f"Raise data.max_length: more than {MOST_UNFITTING:.0%} of the rows would be left out"
+        raise one(DataError, "BC028", problem, fix, field="data.max_length")
+    if report.examples == 0:
+        reasons = "; ".join(f"{dropped.count:,} × {describe_dropped(dropped)}" for dropped in report.dropped)
+        problem = f"no example is left of {report.rows:,} rows: {reasons or 'the stage made none of them'}"
+        raise one(DataError, "BC008", problem, "Correct the data; the reasons above say what was left out")
+
+
+def _names(sources: Sequence[Source]) -> list[str]:
+    return [str(source.path) for source in sources]
+
+
+def _bar(total: int, shown: bool) -> Any:
+    return tqdm(total=total, desc="Tokenizing", unit="B", unit_scale=True, disable=not shown, file=sys.stderr)

@@ -1,0 +1,182 @@
+"""Rows to samples: each file's format told or taken from the configuration, rows converted in chunks, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bumblecore_core.config.resolved import Selected
+from bumblecore_core.errors import DataError, PluginError, Problem, RowError, one
+from bumblecore_core.protocols import DataFormat
+from bumblecore_core.records import DataFormatRecord
+from bumblecore_core.run.data.detect import choose_format, keys_of, kind_of, matching, wrong_kind
+from bumblecore_core.run.data.files import Source
+from bumblecore_core.run.data.reading import TxtSplit, read_rows
+from bumblecore_core.run.data.text_lines import BadRow, FileRow, ReadNotes
+from bumblecore_core.values import Sample, SampleKind
+
+CHUNK_ROWS = 512
+CHUNK_BYTES = 4 << 20  # few but huge rows (whole files) must not add up to gigabytes in flight
+
+
+@dataclass(kw_only=True)
+class Chunk:
+    """Consecutive rows of one file. `source`: index of the file; `lines[i]`: line of `samples[i]`; `rows`: rows read,
+    the bad ones too; `problems`: (line, problem); `repeated`: problems not listed since one like them is; `read`:
+    bytes read so far, over all files; `format`: name of the file's format, empty while no row of it was usable."""
+
+    source: int
+    samples: list[Sample] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+    rows: int = 0
+    problems: list[tuple[int, Problem]] = field(default_factory=list)
+    repeated: int = 0
+    blank_lines: int = 0
+    read: int = 0
+    format: str = ""
+
+
+def read_chunks(
+    sources: Sequence[Source],
+    *,
+    records: Sequence[DataFormatRecord],
+    reads: SampleKind,
+    stage: str,
+    txt_split: TxtSplit = "line",
+) -> Iterator[Chunk]:
+    """The samples of all files in order, in chunks whose bounds depend on the files alone.
+
+    Bad rows become problems of their chunk. Raises `PluginError` BC060 where a format raises anything but `RowError`.
+    """
+    before = 0
+    for index, source in enumerate(sources):
+        converter = Converter(source, records=records, reads=reads, stage=stage)
+        notes = ReadNotes()
+        chunk, start = Chunk(source=index, read=before), before
+        for item in read_rows(source.path, txt_split=txt_split, notes=notes):
+            if isinstance(item, BadRow):
+                chunk.problems.append((item.line, item.problem))
+                chunk.rows += item.line > 0
+            else:
+                converter.add(item, chunk)
+                chunk.read = before + item.read
+            if converter.hopeless:
+                break
+            if chunk.rows >= CHUNK_ROWS or chunk.read - start >= CHUNK_BYTES:
+                yield _closed(chunk, notes, converter)
+                start = chunk.read
+                chunk = Chunk(source=index, read=start)
+        before += source.path.stat().st_size
+        chunk.read = before
+        yield _closed(chunk, notes, converter)
+
+
+def _closed(chunk: Chunk, notes: ReadNotes, converter: Converter) -> Chunk:
+    chunk.blank_lines, notes.blank_lines = notes.blank_lines, 0
+    chunk.format = converter.name
+    return chunk
+
+
+class Converter:
+    """Converts the rows of one file, whose first row settles the schema.
+
+    `hopeless`: the file's format cannot be told or gives what the stage does not read: no need to read on.
+    """
+
+    def __init__(self, source: Source, *, records: Sequence[DataFormatRecord], reads: SampleKind, stage: str) -> None:
+        self.source, self.records, self.reads, self.stage = source, records, reads, stage
+        self.name, self.hopeless = "", False
+        self._chosen: Selected[DataFormatRecord] | None = source.format
+        self._format: DataFormat | None = None
+        self._first: FileRow | None = None
+        self._other_schemas: set[str] = set()
+
+    def add(self, item: FileRow, chunk: Chunk) -> None:
+        """Adds the row's sample or its problem to `chunk`."""
+        chunk.rows += 1
+        place = f"{self.source.path}:{item.line}"
+        try:
+            chunk.samples.append(self._convert(item, place))
+            chunk.lines.append(item.line)
+        except RowError as error:
+            other = self._mixed(item) if error.problem.code == "BC007" else None
+            if other is None:
+                chunk.problems.append((item.line, error.at(place)))
+            else:
+                self._add_mix(item, other, place, chunk)
+        except DataError as error:
+            self.hopeless = True
+            chunk.problems.extend((item.line, problem) for problem in error.problems)
+        except _OtherKind as error:
+            self._add_mix(item, error.schema, place, chunk)
+
+    def _convert(self, item: FileRow, place: str) -> Sample:
+        first = self._first is None
+        if self._format is None:
+            self._first = item
+            self._open(item, place)
+        assert self._format is not None
+        try:
+            sample = self._format.convert(row=item.row)
+        except RowError:
+            raise
+        except Exception as error:
+            problem = f"the data format '{self.name}' raised {type(error).__name__}"
+            fix = "Check that the row is of this format; if it is, report it to the format's author"
+            raise one(PluginError, "BC060", problem, fix, place=place) from error
+        kind = kind_of(sample)
+        if kind is None:
+            problem = f"the data format '{self.name}' returned a {type(sample).__name__}, which is no sample"
+            raise one(PluginError, "BC060", problem, "Report it to the format's author", place=place)
+        if kind != self.reads:
+            if first:
+                raise wrong_kind(self.name, kind, reads=self.reads, stage=self.stage, place=place)
+            raise _OtherKind(f"{self.name} ({kind})")
+        return sample
+
+    def _open(self, item: FileRow, place: str) -> None:
+        if self._chosen is None:
+            self._chosen = choose_format(
+                item.row, records=self.records, reads=self.reads, stage=self.stage, place=place
+            )
+        self.name = self._chosen.record.name
+        self._format = self._chosen.record.build(options=self._chosen.options)
+
+    def _mixed(self, item: FileRow) -> str | None:
+        """The other schema that a row without a needed field is of, if it is of one."""
+        if self._first is None or item is self._first or _keys(item.row) == _keys(self._first.row):
+            return None
+        others = [
+            f"{record.name} ({kind})" for record, kind in matching(self.records, item.row) if record.name != self.name
+        ]
+        return " or ".join(others) or None
+
+    def _add_mix(self, item: FileRow, other: str, place: str, chunk: Chunk) -> None:
+        """One problem for each other schema in the file; its further rows are only counted."""
+        if other in self._other_schemas:
+            chunk.repeated += 1
+            return
+        self._other_schemas.add(other)
+        assert self._first is not None
+        problem = Problem(
+            code="BC006",
+            place=place,
+            problem=(
+                f"the file mixes two schemas: {self.name} ({self.reads}) from line {self._first.line} on, with the "
+                f"keys {keys_of(self._first.row)}; and {other} from line {item.line} on, with the "
+                f"keys {keys_of(item.row)}"
+            ),
+            fix="Split it into one file for each schema.",
+        )
+        chunk.problems.append((item.line, problem))
+
+
+class _OtherKind(Exception):
+    def __init__(self, schema: str) -> None:
+        super().__init__(schema)
+        self.schema = schema
+
+
+def _keys(row: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(row)

@@ -1,0 +1,98 @@
+"""The facts that `bumble plan` and the start of a run show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from bumblecore_core.config.schema import RunConfig
+from bumblecore_core.run.data.plan import BatchPlan
+from bumblecore_core.run.memory import MemoryInputs, estimate, gigabytes
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from bumblecore_core.run.data.store import TokenStore
+
+Facts = list[tuple[str, str]]
+
+
+def data_facts(store: TokenStore, rows: np.ndarray, eval_rows: int, plan: BatchPlan) -> Facts:
+    """Rows, tokens, supervised share, packing fill, and what was dropped or cut."""
+    report = store.report
+    tokens = int(store.lengths[rows].sum(dtype="int64"))
+    supervised = int(store.counts[rows].sum(dtype="int64"))
+    facts = [
+        ("data", ", ".join(str(path) for path in store.files)),
+        ("rows", f"{report.rows:,} read, {len(rows):,} training examples" + _held_out(eval_rows)),
+        ("tokens", f"{tokens:,} in training examples, longest {int(store.lengths[rows].max()):,}"),
+        ("supervised", f"{supervised:,} ({supervised / tokens:.1%} of tokens)"),
+    ]
+    if plan.options.packing:
+        facts.append(("packing fill", f"{plan.fill():.1%} of {plan.options.max_length} tokens"))
+    facts += [("dropped", f"{count:,} rows: {reason}") for reason, count in report.dropped_lines()]
+    if report.truncated:
+        facts.append(("truncated", f"{report.truncated:,} examples cut at data.max_length"))
+    facts += [("warning", line) for line in report.warning_lines()]
+    made = "reused, made earlier" if report.reused else f"made in {report.seconds:.1f} s"
+    return [*facts, ("token shards", f"{made} ({store.directory})")]
+
+
+def _held_out(eval_rows: int) -> str:
+    return f", {eval_rows:,} for evaluation" if eval_rows else ""
+
+
+def step_facts(config: RunConfig, plan: BatchPlan) -> Facts:
+    """How rows become optimizer steps."""
+    o = plan.options
+    unit = "packed rows" if o.packing else "rows"
+    batch = o.micro_batch_size * o.gradient_accumulation_steps * o.world_size
+    devices = f" × {o.world_size} devices" if o.world_size > 1 else ""
+    end = plan.window(plan.total_steps - 1).epoch_after
+    return [
+        (
+            "batch",
+            f"{batch} {unit} a step: {o.micro_batch_size} in a micro-batch × {o.gradient_accumulation_steps} "
+            f"accumulated{devices}",
+        ),
+        ("steps", f"{plan.total_steps:,} ({end:.4g} epochs of {plan.window(0).total:,})"),
+        ("output", config.output_dir),
+    ]
+
+
+def parameter_facts(parameters: int, trainable: int) -> Facts:
+    """How many parameters there are, and which share of them is trained."""
+    return [("parameters", f"{parameters:,}, trainable {trainable:,} ({trainable / parameters:.2%})")]
+
+
+def memory_facts(
+    config: RunConfig, model_config: Any, parameters: int, trainable: int, weight_bytes: int, plan: BatchPlan
+) -> Facts:
+    """Estimated memory by purpose for the largest micro-batch; `head` holds for the fused loss."""
+    tokens, supervised = _largest_micro_batch(plan)
+    parts: Mapping[str, int] = estimate(
+        MemoryInputs(
+            parameters=parameters,
+            trainable=trainable,
+            weight_bytes=weight_bytes,
+            master_weights=config.model.master_weights,
+            float32_gradients=config.train.float32_gradients,
+            gradient_checkpointing=config.model.gradient_checkpointing,
+            tokens=tokens,
+            supervised=supervised,
+            config=model_config,
+        )
+    )
+    total = ("estimated memory", f"{gigabytes(sum(parts.values()))} for a micro-batch of {tokens:,} tokens:")
+    return [total, *((f"  {name}", gigabytes(size)) for name, size in parts.items() if size)]
+
+
+def _largest_micro_batch(plan: BatchPlan, windows: int = 200) -> tuple[int, int]:
+    """(tokens, supervised) of the largest among the first windows' micro-batches."""
+    sizes = [
+        (int(plan.lengths[list(micro.rows)].sum()), micro.count)
+        for step in range(min(windows, plan.total_steps))
+        for rank in plan.window(step).micro_batches
+        for micro in rank
+    ]
+    return max(sizes)

@@ -1,0 +1,222 @@
+"""Building a model from a local directory: random weights from its config.json, or its trained ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bumblecore_core.errors import BumbleError, ConfigError, ModelError, Problem, did_you_mean, one
+from bumblecore_core.run.weights import stored_dtype
+from bumblecore_core.toolkit.seeds import derive_seed
+
+SHOWN_KEYS = 5
+
+
+def model_directory(path: str, *, field: str = "model.path") -> Path:
+    """The directory that holds config.json: `path` itself, or its `final/` where `path` is a run's output directory.
+
+    Raises `ModelError` BC061. Nothing is ever looked up on a hub: a name that is no directory is an error.
+    """
+    place = Path(path).expanduser()
+    for candidate in (place, place / "final"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    if place.is_dir():
+        problem, fix = (
+            "the directory has no config.json",
+            "Give a model's directory, or the output directory of a finished run",
+        )
+    else:
+        parent = next(parent for parent in place.absolute().parents if parent.is_dir())
+        wanted = place.absolute().relative_to(parent).parts[0]
+        near = did_you_mean(wanted, [entry.name for entry in parent.iterdir() if entry.is_dir()])
+        problem = "it is a file, not a directory" if place.exists() else "the directory does not exist"
+        fix = f"In {parent}, {near}; models are read from local directories only"
+    raise one(ModelError, "BC061", problem, fix, place=str(place), field=field)
+
+
+def load_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
+    """The transformers config of `directory`. Raises `ModelError` BC064, such as for an unknown model type."""
+    from transformers import AutoConfig
+
+    with _reported(directory / "config.json"):
+        return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=trust_remote_code)
+
+
+def build_model(
+    *,
+    directory: Path,
+    from_config: bool,
+    attention: str,
+    seed: int,
+    tokenizer: Any = None,
+    gradient_checkpointing: bool = False,
+    trust_remote_code: bool = False,
+) -> Any:
+    """A causal language model on the CPU, in evaluation mode when loaded; the engine moves and casts it.
+
+    `from_config`: random float32 weights from a stream of `seed`, which leaves the global generator as it was; else the
+    directory's own weights, in a dtype that loses nothing (`weights.stored_dtype`). `attention` is a name that
+    transformers knows (see `attention.select_attention`); it stays out of a saved config.json.
+
+    Raises `ModelError`: BC027 (the tokenizer has ids beyond the embedding), BC029 (a weight file is missing), BC030
+    (missing, unexpected or misshapen weights), BC064 (anything else that keeps the model from loading), and
+    `ConfigError` BC039 where the model has no gradient checkpointing.
+    """
+    config = load_config(directory, trust_remote_code=trust_remote_code)
+    if tokenizer is not None:
+        check_vocabulary(config, tokenizer, directory)
+    if from_config:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "init"))
+            model = _from_config(config, directory, attention=attention, trust_remote_code=trust_remote_code)
+    else:
+        model = _from_weights(config, directory, attention=attention, trust_remote_code=trust_remote_code)
+    if gradient_checkpointing:
+        _enable_checkpointing(model)
+    return model
+
+
+def meta_model(directory: Path, *, trust_remote_code: bool = False) -> Any:
+    """The model without memory for its weights (meta device): for counting, planning, and finding modules by name."""
+    config = load_config(directory, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        return _from_config(config, directory, attention="eager", trust_remote_code=trust_remote_code)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterCounts:
+    """Numbers of parameters, each tied one counted once. `embedding`: in the input embedding."""
+
+    total: int
+    trainable: int
+    embedding: int
+
+
+def parameter_counts(model: Any) -> ParameterCounts:
+    """Counts of a model on any device, the meta device included."""
+    parameters = list(model.parameters())
+    return ParameterCounts(
+        total=sum(parameter.numel() for parameter in parameters),
+        trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        embedding=sum(parameter.numel() for parameter in model.get_input_embeddings().parameters()),
+    )
+
+
+def check_vocabulary(config: Any, tokenizer: Any, directory: Path) -> None:
+    """Raises `ModelError` BC027 where the tokenizer can produce an id that has no row in the embedding.
+
+    More rows than ids are common (padded to a multiple) and harmless.
+    """
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if rows is None or largest < rows:
+        return
+    raise one(
+        ModelError,
+        "BC027",
+        f"the tokenizer has ids up to {largest} ({len(tokenizer)} tokens), the model's embedding has {rows} rows",
+        f"Use this model's tokenizer; to train from config.json, set its vocab_size to {largest + 1} or more",
+        place=str(directory / "config.json"),
+        field="model.tokenizer",
+    )
+
+
+def _from_config(config: Any, directory: Path, *, attention: str, trust_remote_code: bool) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with _reported(directory / "config.json"):
+        return AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=trust_remote_code
+        )
+
+
+def _from_weights(config: Any, directory: Path, *, attention: str, trust_remote_code: bool) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    dtype = stored_dtype(directory)
+    with _reported(directory):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            directory,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, with all the others
+        )
+    _check_loaded(info, directory)
+    return model
+
+
+def _check_loaded(info: dict[str, Any], directory: Path) -> None:
+    """Tied weights that are absent on purpose are not in transformers' list of missing ones."""
+    wrong = {
+        "missing": sorted(info["missing_keys"]),
+        "unexpected": sorted(info["unexpected_keys"]),
+        "misshapen": [f"{name} {tuple(file)} for {tuple(own)}" for name, file, own in sorted(info["mismatched_keys"])],
+    }
+    problems = [
+        Problem(
+            code="BC030",
+            problem=f"{len(keys)} {kind} weights: {', '.join(keys[:SHOWN_KEYS])}" + " …" * (len(keys) > SHOWN_KEYS),
+            fix="The files do not belong to this config.json: check model.path, or copy the model again",
+            place=str(directory),
+            field="model.path",
+        )
+        for kind, keys in wrong.items()
+        if keys
+    ]
+    if problems:
+        raise ModelError(problems)
+
+
+def _enable_checkpointing(model: Any) -> None:
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        problem = f"{type(model).__name__} has no gradient checkpointing"
+        raise one(ConfigError, "BC039", problem, "Set it to false", field="model.gradient_checkpointing")
+    # Reentrant checkpointing would lose gradients of models whose inputs need none (frozen embeddings).
+    if hasattr(model, "activation_checkpointing_enable"):  # the name in newer versions of transformers
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+@contextmanager
+def _reported(place: Path) -> Iterator[None]:
+    """Quiets transformers (its load report is ours to give) and turns whatever it raises into a `ModelError` BC064."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except BumbleError:
+        raise
+    except Exception as error:
+        raise _unloadable(error, place) from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _unloadable(error: Exception, place: Path) -> BumbleError:
+    text = str(error).strip()
+    if "trust_remote_code" in text or "contains custom code" in text:
+        problem = "the model brings its own code, which is not run unless you say so"
+        fix = "Read that code, then set model.trust_remote_code to true"
+        return one(ModelError, "BC064", problem, fix, place=str(place), field="model.trust_remote_code")
+    if "Unrecognized configuration class" in text:
+        problem, fix = "this model type has no causal language model", "Use a decoder model such as llama or qwen3"
+    else:
+        problem = (text.splitlines() or [type(error).__name__])[0][:300]
+        fix = "Check the model's files, and that your version of transformers knows this model type"
+    return one(ModelError, "BC064", problem, fix, place=str(place), field="model.path")

@@ -1,0 +1,43 @@
+"""Builds a run's stage, in this process or in one that tokenizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from bumblecore_core.protocols import Stage, StageContext
+from bumblecore_core.records import Options, StageRecord
+from bumblecore_core.registry import PluginSwitches, load_registry
+from bumblecore_core.toolkit.tokenizers import load_tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageFactory:
+    """Called without arguments, gives the stage with a tokenizer of its own.
+
+    Pickles as names and options: a worker process finds the stage's record again through its own registry.
+    """
+
+    stage_name: str
+    options: Options
+    tokenizer_dir: str
+    chat_template: str | None
+    trust_remote_code: bool
+    max_length: int
+    strict: bool
+    switches: PluginSwitches
+
+    def __call__(self) -> Stage:
+        record = load_registry(self.switches).get("stages", self.stage_name)
+        return self.stage(record, self.tokenizer())
+
+    def tokenizer(self) -> Any:
+        """The run's tokenizer, its chat template set."""
+        return load_tokenizer(
+            self.tokenizer_dir, chat_template=self.chat_template, trust_remote_code=self.trust_remote_code
+        )
+
+    def stage(self, record: StageRecord, tokenizer: Any) -> Stage:
+        """The stage with the given tokenizer."""
+        context = StageContext(tokenizer=tokenizer, max_length=self.max_length, strict=self.strict)
+        return record.build(options=self.options, context=context)

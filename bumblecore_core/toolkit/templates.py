@@ -1,0 +1,99 @@
+"""A tokenizer's chat template: rendering, generation marks, and how it ends an assistant's turn."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from bumblecore_core.errors import ModelError, RowError, one
+from bumblecore_core.toolkit.tokenizers import require_chat_template, special_tokens
+from bumblecore_core.values import Message
+
+_MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+_REPLY = "bumblecore"  # the assistant's part of a probe conversation
+
+
+class ChatTemplate:
+    """Renders with transformers' own Jinja environment, compiled once per template and process.
+
+    Raises `ModelError` BC022 (no chat template) or BC024 (its generation marks cannot be located).
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        require_chat_template(tokenizer)
+        self._tokenizer = tokenizer
+        self._variables = dict(tokenizer.special_tokens_map)
+        self._check_marks()
+
+    def has_marks(self, tools: Any = None) -> bool:
+        """Whether the template for such conversations says with `{% generation %}` what an assistant writes."""
+        return _MARKS.search(self._source(tools)) is not None
+
+    def render(self, messages: list[Message], tools: Any = None, *, prompt: bool = False) -> str:
+        """The conversation as text; `prompt` adds the generation prompt. Raises `RowError` BC023."""
+        return self._render(messages, tools, add_generation_prompt=prompt)[0]
+
+    def render_marks(self, messages: list[Message], tools: Any = None) -> tuple[str, list[tuple[int, int]]]:
+        """The text, and the characters [start, end) of each part between generation marks. Raises `RowError` BC023."""
+        return self._render(messages, tools, return_assistant_tokens_mask=True)
+
+    def end_of_turn_ids(self) -> list[int]:
+        """Ids of the special tokens that end generation: eos, and the one that closes an assistant's turn here."""
+        specials = special_tokens(self._tokenizer)
+        ids = [] if self._tokenizer.eos_token_id is None else [self._tokenizer.eos_token_id]
+        try:
+            text = self.render(_probe())
+        except RowError:  # a template that takes no such conversation
+            return ids
+        after = text.rpartition(_REPLY)[2].lstrip()
+        closing = max((token for token in specials if after.startswith(token)), key=len, default=None)
+        return ids if closing is None else sorted({*ids, specials[closing]})
+
+    def _render(self, messages: list[Message], tools: Any, **how: bool) -> tuple[str, list[tuple[int, int]]]:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        source = self._source(tools)
+        try:
+            texts, marks = render_jinja_template([messages], tools, chat_template=source, **how, **self._variables)
+        except Exception as error:  # a template is someone else's program: anything may come out of it
+            said = " ".join(str(error).split())[:200] or type(error).__name__
+            raise RowError(
+                code="BC023",
+                field="messages",
+                problem=f"the chat template raised: {said}",
+                fix="correct the row, or set model.chat_template to a template that takes such conversations",
+            ) from error
+        return texts[0], marks[0] if marks else []
+
+    def _source(self, tools: Any) -> str:
+        try:
+            return str(self._tokenizer.get_chat_template(None, tools))
+        except ValueError as error:  # several named templates and no default
+            raise one(
+                ModelError,
+                "BC022",
+                "the tokenizer has several chat templates and none named 'default'",
+                "set model.chat_template to a .jinja file",
+                field="model.chat_template",
+            ) from error
+
+    def _check_marks(self) -> None:
+        """Jinja misplaces marks inside a macro or a `set` block, which shows in a reply that is not between them."""
+        if not self.has_marks():
+            return
+        try:
+            text, spans = self.render_marks(_probe())
+        except RowError:  # a template that takes no such conversation
+            return
+        if spans and not any(_REPLY in text[start:end] for start, end in spans):
+            raise one(
+                ModelError,
+                "BC024",
+                "the template's {% generation %} marks do not enclose the assistant's reply",
+                "put them around the reply in the template's message loop, outside macros and set blocks",
+                field="model.chat_template",
+            )
+
+
+def _probe() -> list[Message]:
+    return [{"role": "user", "content": "a"}, {"role": "assistant", "content": _REPLY}]

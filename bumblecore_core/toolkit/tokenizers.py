@@ -1,0 +1,180 @@
+"""Tokenizers and model directories: loading from local files, fingerprints, and encoding with exact offsets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from bumblecore_core.errors import BumbleError, ModelError, did_you_mean, one
+
+TEMPLATE_KEY = "model.chat_template"
+
+
+def resolve_model_dir(path: str | Path) -> Path:
+    """The directory of a model: `path` itself where its config.json lies, or `final/` of a run's output directory.
+
+    A path to a config.json stands for its directory. Raises `ModelError` BC061 (no such path, with the nearest name
+    beside it) or BC064 (a directory without a model).
+    """
+    directory = Path(path).expanduser()
+    if directory.name == "config.json" and directory.is_file():
+        return directory.parent
+    if not directory.is_dir():
+        raise _missing(directory, "model.path", "a directory")
+    for candidate in (directory, directory / "final"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    if (directory / "run.yaml").exists():
+        problem, fix = "this run has saved no final model", "let the run finish, with checkpoint.save_last: true"
+    else:
+        problem, fix = "no config.json here, nor in final/", "name a model directory or a finished run's output_dir"
+    raise one(ModelError, "BC064", problem, fix, place=str(directory), field="model.path")
+
+
+def load_tokenizer(path: str | Path, *, chat_template: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The fast tokenizer in directory `path` (or in its `final/`), read from local files only.
+
+    `chat_template`: a .jinja file that replaces the tokenizer's own. Raises `ModelError` BC061 (missing path or file),
+    BC064 (not a tokenizer, or one without a fast implementation), BC023 (the template is not valid Jinja).
+    """
+    directory = Path(path).expanduser()
+    if not directory.is_dir():
+        raise _missing(directory, "model.tokenizer", "a directory")
+    if not (directory / "tokenizer_config.json").exists() and (directory / "final" / "tokenizer_config.json").exists():
+        directory = directory / "final"
+    if not any((directory / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+        problem = "this directory holds no tokenizer (tokenizer.json, tokenizer_config.json or tokenizer.model)"
+        raise one(
+            ModelError,
+            "BC064",
+            problem,
+            "set model.tokenizer to one that does",
+            place=str(directory),
+            field="model.tokenizer",
+        )
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:
+        problem = f"the tokenizer cannot be loaded: {_first_line(error)}"
+        fix = "check that its files are whole; model.trust_remote_code: true if it ships its own code"
+        raise one(ModelError, "BC064", problem, fix, place=str(directory), field="model.tokenizer") from error
+    if not isinstance(getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
+        raise one(
+            ModelError,
+            "BC064",
+            "this tokenizer has no fast implementation, so it cannot say which characters a token covers",
+            "convert it to a tokenizer.json",
+            place=str(directory),
+            field="model.tokenizer",
+        )
+    if chat_template is not None:
+        tokenizer.chat_template = _read_template(Path(chat_template).expanduser())
+    return tokenizer
+
+
+def require_chat_template(tokenizer: Any) -> None:
+    """Raises `ModelError` BC022, naming the config key, where the tokenizer has no chat template."""
+    if not tokenizer.chat_template:
+        raise one(
+            ModelError,
+            "BC022",
+            "the tokenizer has no chat template",
+            f"set {TEMPLATE_KEY} to a .jinja file, or use the tokenizer of a chat model",
+            field=TEMPLATE_KEY,
+        )
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """SHA-256 (hex) over all that decides the ids: the serialized fast tokenizer, special tokens, chat template.
+
+    Padding and truncation are left out: calls change them in passing, and no token store depends on them.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["padding"] = state["truncation"] = None
+    parts = (state, special_tokens(tokenizer), tokenizer.chat_template)
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(json.dumps(part, sort_keys=True, ensure_ascii=True).encode())
+    return digest.hexdigest()
+
+
+def exact_encoder(tokenizer: Any) -> Tokenizer:
+    """A copy of the fast tokenizer whose offsets cover each token's characters without a gap.
+
+    Its post-processor is gone: that only adds special tokens, which templates write themselves, and trims white space
+    from the offsets of byte-level tokens, which would hide a token that reaches across a span's boundary. Padding and
+    truncation, which are state of the original, are off.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["post_processor"] = state["padding"] = state["truncation"] = None
+    return Tokenizer.from_str(json.dumps(state))
+
+
+def special_tokens(tokenizer: Any) -> dict[str, int]:
+    """Text -> id of every special token: the named ones (eos, bos, …) and those added with the mark `special`."""
+    added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | {text: tokenizer.convert_tokens_to_ids(text) for text in tokenizer.all_special_tokens}
+
+
+def wants_bos(tokenizer: Any) -> bool:
+    """Whether the tokenizer itself puts its BOS token before a text."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer("a").input_ids[:1] == [bos]
+
+
+def _read_template(path: Path) -> str:
+    if not path.is_file():
+        raise _missing(path, TEMPLATE_KEY, "a file")
+    try:
+        template = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise one(
+            ModelError,
+            "BC003",
+            f"not UTF-8 at byte {error.start}",
+            "save the template as UTF-8",
+            place=str(path),
+            field=TEMPLATE_KEY,
+        ) from error
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    try:
+        render_jinja_template([], chat_template=template)  # nothing to render: compiles it
+    except Exception as error:
+        place = f"{path}:{line}" if (line := getattr(error, "lineno", None)) else str(path)
+        raise one(
+            ModelError,
+            "BC023",
+            f"the chat template is not valid Jinja: {_first_line(error)}",
+            "correct the template",
+            place=place,
+            field=TEMPLATE_KEY,
+        ) from error
+    return template
+
+
+def _missing(path: Path, key: str, what: str) -> BumbleError:
+    parent = path.parent
+    names = [child.name for child in parent.iterdir()] if parent.is_dir() else []
+    fix = did_you_mean(path.name, names) if parent.is_dir() else f"{parent} does not exist either"
+    return one(
+        ModelError,
+        "BC061",
+        f"no such path ({what} is needed; nothing is looked up on the network)",
+        fix,
+        place=str(path),
+        field=key,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{lines[0][:200]}" if lines else type(error).__name__

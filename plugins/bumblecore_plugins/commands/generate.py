@@ -1,0 +1,211 @@
+"""`bumble generate MODEL --prompt …`: samples from a model directory or a run's output directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bumblecore_core import DataError, ModelError, RowError, one
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How to continue a prompt. `temperature` 0 is greedy; `stop`: ids that end a reply; `pad`: id that fills up."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    stop: tuple[int, ...]
+    pad: int
+
+
+@click.command()
+@click.argument("model")
+@click.option("--prompt", "prompts", multiple=True, help="A prompt; may be given several times.")
+@click.option(
+    "--prompts-file", type=click.Path(path_type=Path), help="One prompt a line, or .jsonl with 'prompt' keys."
+)
+@click.option("--chat", is_flag=True, help="The prompt is a user's message: apply the chat template.")
+@click.option("--system", help="A system message for --chat.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--top-p", type=click.FloatRange(min=0, max=1, min_open=True), default=1.0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=42, show_default=True, help="Of the sampling.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Prompts at a time.")
+@click.option("--trust-remote-code", is_flag=True, help="Run model code that lies in the model's directory.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per prompt.")
+def generate(
+    model: str,
+    prompts: tuple[str, ...],
+    prompts_file: Path | None,
+    chat: bool,
+    system: str | None,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    batch_size: int,
+    trust_remote_code: bool,
+    as_json: bool,
+) -> None:
+    """Continue prompts with MODEL: a model directory, or the output directory of a run.
+
+    With --chat, each prompt is a user's message and the model answers it.
+    """
+    if system is not None and not chat:
+        raise click.UsageError("--system needs --chat.")
+    texts = [*prompts, *(read_prompts(prompts_file) if prompts_file else ())]
+    if not texts:
+        raise click.UsageError("Give at least one --prompt, or a --prompts-file.")
+
+    import torch
+
+    from bumblecore_core.toolkit.tokenizers import load_tokenizer, resolve_model_dir
+
+    directory = resolve_model_dir(model)
+    tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
+    encoded = encode_prompts(tokenizer, texts, chat=chat, system=system)
+    lm = load_model(directory, trust_remote_code)
+    stop = stop_ids(tokenizer, lm, chat=chat)
+    pad = tokenizer.pad_token_id
+    if pad is None:
+        pad = stop[0] if stop else 0
+        token = tokenizer.convert_ids_to_tokens(pad)
+        click.echo(
+            f"BC026 the tokenizer has no pad token: {token!r} fills up shorter prompts; attention does not see it",
+            err=True,
+        )
+    torch.manual_seed(seed)
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=tuple(stop), pad=pad)
+    for text, ids in zip(texts, continuations(lm, encoded, sampling, batch_size), strict=True):
+        finished = bool(ids) and ids[-1] in stop
+        answer = tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True)
+        if as_json:
+            finish = "stop" if finished else "length"
+            line = {"prompt": text, "text": answer, "tokens": len(ids), "finish": finish}
+            click.echo(json.dumps(line, ensure_ascii=False))
+        elif len(texts) == 1:
+            click.echo(answer)
+        else:
+            click.echo(f"> {text}\n{answer}\n")
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a file: lines, or in a .jsonl the strings, or the values of the key `prompt`.
+
+    Raises `DataError` BC061, BC003 (not UTF-8), BC001 (not JSON) or BC007 (no prompt in a line).
+    """
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        problem = f"the prompts cannot be read: {error.strerror}"
+        raise one(DataError, "BC061", problem, "correct the path", place=str(path), field="--prompts-file") from error
+    except UnicodeDecodeError as error:
+        problem = f"not UTF-8 at byte {error.start}"
+        raise one(DataError, "BC003", problem, "save it as UTF-8", place=str(path), field="--prompts-file") from error
+    lines = [(number, line) for number, line in enumerate(content.split("\n"), 1) if line.strip()]
+    if path.suffix != ".jsonl":
+        return [line.rstrip("\r") for _, line in lines]
+    return [_json_prompt(line, f"{path}:{number}") for number, line in lines]
+
+
+def _json_prompt(line: str, place: str) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise one(DataError, "BC001", "not valid JSON", "write one JSON object a line", place=place) from error
+    prompt = row.get("prompt") if isinstance(row, dict) else row
+    if not isinstance(prompt, str):
+        raise one(DataError, "BC007", "no prompt here", 'write {"prompt": "…"}', place=place, field="prompt")
+    return prompt
+
+
+def encode_prompts(tokenizer: Any, texts: Sequence[str], *, chat: bool, system: str | None) -> list[list[int]]:
+    """Token ids of each prompt, as such text is trained. Raises `ModelError` BC022 or `DataError` BC023."""
+    from bumblecore_core.toolkit.templates import ChatTemplate
+    from bumblecore_core.toolkit.tokenizers import wants_bos
+
+    if chat:
+        template = ChatTemplate(tokenizer)
+        before = [] if system is None else [{"role": "system", "content": system}]
+        try:
+            rendered = [template.render([*before, {"role": "user", "content": text}], prompt=True) for text in texts]
+        except RowError as error:
+            raise DataError([error.at("--prompt")]) from error
+        encoded = [tokenizer(text, add_special_tokens=False).input_ids for text in rendered]
+    else:
+        bos = [tokenizer.bos_token_id] if wants_bos(tokenizer) else []
+        encoded = [bos + tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    if not all(encoded):
+        raise one(DataError, "BC007", "an empty prompt", "write at least one token to continue", field="--prompt")
+    return encoded
+
+
+def load_model(directory: Path, trust_remote_code: bool) -> Any:
+    """The causal language model of a directory in its saved dtype, on the GPU where there is one, ready to sample."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(directory),
+            dtype="auto",
+            attn_implementation="sdpa",
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+        )
+    except Exception as error:
+        problem = f"the model cannot be loaded: {' '.join(str(error).split())[:200]}"
+        raise one(ModelError, "BC064", problem, "check that its files are whole", place=str(directory)) from error
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def stop_ids(tokenizer: Any, model: Any, *, chat: bool) -> list[int]:
+    """Ids that end a continuation: eos, what the model's own generation config names, and the chat's end of turn."""
+    from bumblecore_core.toolkit.templates import ChatTemplate
+
+    own = model.generation_config.eos_token_id
+    ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    ids += own if isinstance(own, list) else [] if own is None else [own]
+    ids += ChatTemplate(tokenizer).end_of_turn_ids() if chat else []
+    return list(dict.fromkeys(ids))
+
+
+def continuations(model: Any, prompts: Sequence[list[int]], sampling: Sampling, batch_size: int) -> Iterator[list[int]]:
+    """New token ids for each prompt, in order, up to and including the id that ended it."""
+    from transformers import GenerationConfig
+
+    greedy = sampling.temperature == 0
+    model.generation_config = GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=not greedy,
+        temperature=None if greedy else sampling.temperature,
+        top_p=None if greedy else sampling.top_p,
+        top_k=None if greedy else 0,
+        eos_token_id=list(sampling.stop) or None,
+        pad_token_id=sampling.pad,
+    )
+    for start in range(0, len(prompts), batch_size):
+        ids, mask = _left_padded(prompts[start : start + batch_size], sampling.pad)
+        output = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
+        for new in output[:, ids.shape[1] :].tolist():
+            end = next((at + 1 for at, token in enumerate(new) if token in sampling.stop), len(new))
+            yield new[:end]
+
+
+def _left_padded(prompts: Sequence[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, T) ids and attention mask, prompts at the right edge."""
+    import torch
+
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return ids, mask

@@ -1,0 +1,73 @@
+"""Reading a row's fields: each helper raises `RowError` with the path of what is wrong, never with its content."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bumblecore_core import RowError
+
+MOST_KEYS = 12
+
+
+def need(row: Mapping[str, Any], name: str, path: str = "") -> Any:
+    """The value of a field that must be there. Raises BC007 with the keys found."""
+    if name not in row:
+        found = ", ".join(str(key)[:40] for key in list(row)[:MOST_KEYS]) or "none"
+        raise RowError(
+            code="BC007",
+            field=join(path, name),
+            problem=f"the field is missing; keys found: {found}",
+            fix="Add it, or name the field that holds it in the options of data.format",
+        )
+    return row[name]
+
+
+def text(value: Any, path: str) -> str:
+    """`value` if it is text. Raises BC011 with the type found."""
+    if isinstance(value, str):
+        return value
+    raise wrong_type(value, path, "text")
+
+
+def optional_text(row: Mapping[str, Any], name: str, path: str = "") -> str:
+    """The text of a field that may be missing or null: then empty."""
+    value = row.get(name)
+    return "" if value is None else text(value, join(path, name))
+
+
+def need_list(value: Any, path: str) -> list[Any]:
+    """`value` if it is a list. Raises BC011."""
+    if isinstance(value, list):
+        return value
+    raise wrong_type(value, path, "a list")
+
+
+def need_object(value: Any, path: str) -> dict[str, Any]:
+    """`value` if it is an object. Raises BC011."""
+    if isinstance(value, dict):
+        return value
+    raise wrong_type(value, path, "an object")
+
+
+def wrong_type(value: Any, path: str, needed: str) -> RowError:
+    """BC011: what `value` is, and what is needed."""
+    return RowError(
+        code="BC011",
+        field=path,
+        problem=f"{type_name(value)} where {needed} is needed",
+        fix=f"Write {needed} here, or leave the row out",
+    )
+
+
+def type_name(value: Any) -> str:
+    """A value's type in JSON's words."""
+    if value is None:
+        return "null"
+    names: dict[type, str] = {bool: "a boolean", int: "an integer", float: "a number", str: "text", list: "a list"}
+    return names.get(type(value), "an object" if isinstance(value, dict) else f"a {type(value).__name__}")
+
+
+def join(path: str, name: str) -> str:
+    """`path.name`, or `name` at the top of a row."""
+    return f"{path}.{name}" if path else name

@@ -1,0 +1,218 @@
+"""The engine `torch`: CPU, one GPU, or data parallel under torchrun."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from bumblecore_core import Batch, EngineContext, ModelError, ParameterGroup, StepOutput, StepResult, one
+from bumblecore_core.toolkit.seeds import derive_seed
+from bumblecore_plugins.engines import TorchOptions
+from bumblecore_plugins.engines.distributed import choose_device, join, read_launch, reported
+from bumblecore_plugins.engines.gradient_sync import GradientSync
+from bumblecore_plugins.engines.precision import NAMES, LossScale, cast, resolve_dtype
+
+if TYPE_CHECKING:
+    from bumblecore_core.protocols import Scheduler
+
+
+class TorchEngine:
+    """See `bumblecore_core.protocols.Engine`. Device, dtype and process group are settled here, before a model exists.
+
+    Each trainable weight has a counterpart that the optimizer steps (`precision.cast`): itself in float32 training, a
+    float32 master in half precision. Weights are written back from the masters after each step.
+    """
+
+    def __init__(self, *, options: TorchOptions, context: EngineContext) -> None:
+        launch = read_launch(os.environ)
+        self._context = context
+        self._options = options
+        self.rank = launch.rank
+        self.world_size = launch.world_size
+        self.device = choose_device(options.device, launch)
+        self.dtype, self._why_dtype = resolve_dtype(context.dtype, self.device, master_weights=context.master_weights)
+        self._joined = join(launch, self.device, options.timeout_seconds)
+        self._loss_scale = LossScale() if self.dtype == torch.float16 else None
+        self._sync: GradientSync | None = None
+
+    def features(self) -> Sequence[tuple[str, str]]:
+        context, half = self._context, self.dtype != torch.float32
+        lines = [("device", self._device_words()), ("dtype", f"{NAMES[self.dtype]} ({self._why_dtype})")]
+        if half:
+            lines.append(("master weights", "float32" if context.master_weights else "none (pure half precision)"))
+            lines.append(("gradients", "float32" if context.float32_gradients else NAMES[self.dtype]))
+        if self._loss_scale is not None:
+            lines.append(("loss scale", f"dynamic, from {self._loss_scale.value:g}"))
+        if self.world_size > 1:
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            lines.append(("data parallel", f"{self.world_size} processes over {backend}"))
+        return lines
+
+    def model_context(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def prepare(
+        self,
+        *,
+        module: torch.nn.Module,
+        groups: Sequence[ParameterGroup],
+        make_optimizer: Callable[[Sequence[ParameterGroup]], torch.optim.Optimizer],
+        make_scheduler: Callable[[torch.optim.Optimizer], Scheduler],
+    ) -> None:
+        trained = [parameter for group in groups for parameter in group.params]
+        if not trained:
+            raise one(
+                ModelError, "BC031", "no parameter of the model is trainable", "Check the adapter's target modules"
+            )
+        self._module = module.to(self.device)
+        if self.world_size > 1:
+            _same_on_all_ranks(self._module)
+        stepped = cast(
+            self._module,
+            self.dtype,
+            master_weights=self._context.master_weights,
+            float32_gradients=self._context.float32_gradients,
+        )
+        self._pairs = [(parameter, stepped[id(parameter)]) for parameter in trained]
+        self._optimizer = make_optimizer(
+            [
+                ParameterGroup(
+                    name=group.name,
+                    params=[stepped[id(parameter)] for parameter in group.params],
+                    decay=group.decay,
+                    lr_scale=group.lr_scale,
+                )
+                for group in groups
+            ]
+        )
+        self._scheduler = make_scheduler(self._optimizer)
+        if self.world_size > 1:
+            chosen = {id(parameter) for parameter in trained}
+            in_order = [parameter for parameter in self._module.parameters() if id(parameter) in chosen]
+            self._sync = GradientSync(in_order, bucket_bytes=self._options.bucket_megabytes * 1e6)
+        self._module.train()
+        torch.manual_seed(derive_seed(self._context.seed, "dropout", self.rank))
+
+    def forward_backward(self, *, batch: Batch, scale: float, last: bool) -> StepOutput:
+        if self._sync is not None and last:
+            self._sync.arm()
+        batch = batch.to(self.device)
+        if scale == 0:
+            # A filler: its metrics' names are wanted, its gradient is zero. No backward, for 0 × NaN is NaN; the
+            # collectives that this rank owes the others are paid in `step`.
+            with torch.no_grad():
+                return _detached(self._module(batch))
+        output = self._module(batch)
+        if self._loss_scale is not None:
+            scale *= self._loss_scale.value
+        (output.loss_sum * scale).backward()
+        return _detached(output)
+
+    @torch.no_grad()
+    def step(self, *, gradient_scale: float) -> StepResult:
+        if self._sync is not None:
+            self._sync.finish()
+        factor = gradient_scale / (self._loss_scale.value if self._loss_scale is not None else 1.0)
+        targets, gradients = self._take_gradients()
+        norm = float(torch.nn.utils.get_total_norm(gradients)) * factor
+        skipped = not math.isfinite(norm)
+        if not skipped:
+            limit = self._context.max_grad_norm
+            if limit is not None and norm > limit:
+                factor *= limit / (norm + 1e-6)
+            if factor != 1.0 and gradients:
+                torch._foreach_mul_(gradients, factor)
+            for target, gradient in zip(targets, gradients, strict=True):
+                target.grad = gradient.to(target.dtype)
+            self._optimizer.step()
+            self._write_back()
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._loss_scale is not None:
+            self._loss_scale.update(overflowed=skipped)
+        return StepResult(grad_norm=norm, skipped=skipped)
+
+    def advance_schedule(self, *, metric: float | None) -> None:
+        if isinstance(self._scheduler, ReduceLROnPlateau):
+            if metric is not None:
+                self._scheduler.step(metric)
+        elif metric is None:
+            self._scheduler.step()
+
+    def learning_rates(self) -> dict[str, float]:
+        groups = self._optimizer.param_groups
+        return {group.get("name", f"group_{at}"): float(group["lr"]) for at, group in enumerate(groups)}
+
+    def evaluate(self, *, batch: Batch) -> StepOutput:
+        training = self._module.training
+        self._module.eval()
+        try:
+            with torch.no_grad():
+                return _detached(self._module(batch.to(self.device)))
+        finally:
+            self._module.train(training)
+
+    def sum_over_ranks(self, values: Sequence[float]) -> list[float]:
+        if self.world_size == 1:
+            return [float(value) for value in values]
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        with reported("summing figures over processes"):
+            dist.all_reduce(tensor)
+            return list(tensor.tolist())
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            with reported("waiting for the other processes"):
+                dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
+
+    def model_state(self) -> dict[str, torch.Tensor]:
+        """The weights as they are, not copies: write them before the next step."""
+        if self.rank != 0:
+            return {}
+        return {name: tensor.detach() for name, tensor in self._module.model.state_dict().items()}
+
+    def close(self) -> None:
+        if self._joined and dist.is_initialized():
+            dist.destroy_process_group()
+        self._joined = False
+
+    def _take_gradients(self) -> tuple[list[torch.nn.Parameter], list[torch.Tensor]]:
+        """What the optimizer steps, and the window's gradients for it in the wider of the two's dtypes."""
+        targets, gradients = [], []
+        for parameter, target in self._pairs:
+            gradient, parameter.grad = parameter.grad, None
+            if gradient is not None:
+                targets.append(target)
+                gradients.append(gradient.float() if target.dtype == torch.float32 else gradient)
+        return targets, gradients
+
+    def _write_back(self) -> None:
+        """Weights from masters, rounded to nearest. Without masters the optimizer stepped the weights' own memory."""
+        pairs = [(weight, master) for weight, master in self._pairs if weight.dtype != master.dtype]
+        if pairs:
+            weights, masters = zip(*pairs, strict=True)
+            torch._foreach_copy_(weights, masters)
+
+    def _device_words(self) -> str:
+        if self.device.type == "cuda":
+            return f"{torch.cuda.get_device_name(self.device)} ({self.device})"
+        return f"cpu, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _detached(output: StepOutput) -> StepOutput:
+    output.loss_sum = output.loss_sum.detach()
+    return output
+
+
+def _same_on_all_ranks(module: torch.nn.Module) -> None:
+    """Rank 0's weights and buffers everywhere: equal seeds should give that anyway, other hardware may not."""
+    with reported("sharing the weights with the other processes"):
+        for tensor in [*module.parameters(), *module.buffers()]:
+            if tensor.numel():
+                dist.broadcast(tensor.data, src=0)

@@ -1,0 +1,261 @@
+"""The cross entropy of the next token fused with the head: exact, and the full logits never exist.
+
+Supervised tokens are taken in chunks, each with the whole vocabulary, so that softmax is over complete rows and nothing
+is approximated. A chunk's logits lie in one buffer of the weights' dtype; blocks of its rows pass through a small
+float32 buffer, where the loss is computed and from where the gradient with respect to the logits is written back over
+them, rounded once. Two matrix products then give the gradients of the hidden states and of the weight. All of this
+happens in the forward pass; the backward pass only multiplies by the gradient of the loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from bumblecore_core import StepOutput
+from bumblecore_core.toolkit.policy import Head
+from bumblecore_plugins.losses.naive import NaiveCausalLm, output
+
+CHUNK_BYTES = {"cpu": 256 * 2**20, "cuda": 512 * 2**20}
+"""Bytes of a chunk's logits: enough tokens for matrix products at full speed, small beside the model's activations."""
+CPU_BLOCK_BYTES = 8 * 2**20
+"""Bytes of the float32 rows that are worked on at once on a CPU, so that they stay in its cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What the loss is made of: see `NaiveCausalLm` for the two options and `Head` for scale and soft cap."""
+
+    scale: float = 1.0
+    soft_cap: float | None = None
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+
+@dataclass(kw_only=True)
+class Workspace:
+    """Buffers that live on between calls: on a CPU, fresh pages cost more than a pass over them."""
+
+    chunk_tokens: int | None = None
+    kept: dict[tuple[str, torch.dtype], torch.Tensor] = field(default_factory=dict)
+
+    def buffer(self, use: str, rows: int, columns: int, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """An uninitialised (rows, columns) tensor; CUDA's allocator keeps its own."""
+        if like.device.type != "cpu":
+            return torch.empty(rows, columns, dtype=dtype, device=like.device)
+        flat = self.kept.get((use, dtype))
+        if flat is None or flat.numel() < rows * columns:
+            flat = self.kept[use, dtype] = torch.empty(rows * columns, dtype=dtype)
+        return flat[: rows * columns].view(rows, columns)
+
+    def tokens_per_chunk(self, tokens: int, vocabulary: int, like: torch.Tensor) -> int:
+        """Chunks of equal size (a short last one would waste a pass over the weight), within the budget."""
+        budget = CHUNK_BYTES.get(like.device.type, CHUNK_BYTES["cuda"]) // (vocabulary * like.element_size())
+        most = self.chunk_tokens or max(16, budget)
+        chunks = -(-tokens // most)
+        return most if self.chunk_tokens else -(-tokens // max(1, chunks))
+
+
+@dataclass(kw_only=True)
+class FusedCausalLm:
+    """The same loss as `NaiveCausalLm`, computed in chunks of `chunk_tokens` (by memory when not set)."""
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    chunk_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        self._workspace = Workspace(chunk_tokens=self.chunk_tokens)
+        self._naive = NaiveCausalLm(label_smoothing=self.label_smoothing, z_loss=self.z_loss)
+
+    def __call__(self, *, hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> StepOutput:
+        """`hidden`: (N, H), or logits (N, V) with a head without weight; `targets`: (N,) int64. Sum over N, and N."""
+        if head.weight is None:
+            return self._naive(hidden=hidden, head=head, targets=targets)
+        if head.weight.dtype == torch.float16 and torch.is_grad_enabled():
+            return self._recomputed(hidden, head, targets)
+        terms = Terms(
+            scale=head.scale, soft_cap=head.soft_cap, label_smoothing=self.label_smoothing, z_loss=self.z_loss
+        )
+        loss, nll, z_sum = _FusedHead.apply(  # type: ignore[no-untyped-call]
+            hidden.to(head.weight.dtype),
+            head.weight,
+            head.bias,
+            targets,
+            terms,
+            self._workspace,
+            torch.is_grad_enabled(),
+        )
+        return self._output(loss, nll, z_sum if self.z_loss else None, targets.numel())
+
+    def _recomputed(self, hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> StepOutput:
+        """float16: gradients of the logits underflow unless the loss is scaled first, which a gradient that is computed
+        in the forward pass cannot know; so each chunk's logits are recomputed in the backward pass instead."""
+        assert head.weight is not None
+        step = self._workspace.tokens_per_chunk(targets.numel(), head.weight.shape[0], head.weight)
+        loss = nll = z_sum = torch.zeros((), device=hidden.device)
+        for start in range(0, max(1, targets.numel()), max(1, step)):
+            kept = slice(start, start + step)
+            part = checkpoint(self._naive_terms, hidden[kept], head, targets[kept], use_reentrant=False)
+            loss, nll, z_sum = loss + part[0], nll + part[1].detach(), z_sum + part[2].detach()
+        return self._output(loss, nll, z_sum if self.z_loss else None, targets.numel())
+
+    def _naive_terms(self, hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        part = self._naive(hidden=hidden, head=head, targets=targets)
+        totals = {name: torch.as_tensor(metric.total) for name, metric in part.metrics.items()}
+        z_sum = totals["z_loss"] / self.z_loss if self.z_loss else torch.zeros_like(part.loss_sum)
+        return part.loss_sum, totals.get("nll", part.loss_sum), z_sum
+
+    def _output(self, loss: torch.Tensor, nll: torch.Tensor, z_sum: torch.Tensor | None, count: int) -> StepOutput:
+        options_on = bool(self.label_smoothing or self.z_loss)
+        return output(loss, nll, z_sum, count=count, z_loss=self.z_loss, options_on=options_on)
+
+
+class _FusedHead(torch.autograd.Function):
+    """(hidden (N, H), weight (V, H), bias (V,)) to (loss, nll, z) sums; gradients are computed with the loss."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        terms: Terms,
+        workspace: Workspace,
+        with_gradients: bool,
+    ) -> tuple[torch.Tensor, ...]:
+        needed = tuple(bool(with_gradients and need) for need in ctx.needs_input_grad[:3])
+        sums, ctx.gradients = _run(hidden, weight, bias, targets, terms, workspace, needed)
+        ctx.mark_non_differentiable(sums[1], sums[2])
+        return sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: torch.Tensor, *_: Any) -> tuple[Any, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("backward through the fused head a second time: its gradients were handed over")
+        gradients, ctx.gradients = ctx.gradients, None
+        # On a CPU reading the scalar is free and usually saves a pass over the weight's gradient; elsewhere it syncs.
+        if grad_loss.device.type != "cpu" or grad_loss.item() != 1.0:
+            gradients = tuple(None if grad is None else grad.mul_(grad_loss) for grad in gradients)
+        return (*gradients, None, None, None, None)
+
+
+def _run(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    terms: Terms,
+    workspace: Workspace,
+    needed: tuple[bool, ...],
+) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor | None, ...]]:
+    """The sums and, where `needed`, the gradients of (hidden, weight, bias) for a loss gradient of 1."""
+    tokens, vocabulary = targets.numel(), weight.shape[0]
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    statistics = torch.zeros(3, tokens, dtype=wide, device=hidden.device)
+    grad_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if needed[0] else None
+    grad_weight: torch.Tensor | None = None
+    grad_bias = torch.zeros(vocabulary, dtype=wide, device=weight.device) if needed[2] and bias is not None else None
+    step = workspace.tokens_per_chunk(tokens, vocabulary, weight)
+    several = step < tokens
+    for start in range(0, tokens, max(1, step)):
+        kept = slice(start, min(start + step, tokens))
+        rows = hidden[kept]
+        logits = workspace.buffer("logits", rows.shape[0], vocabulary, rows, weight.dtype)
+        if bias is None:
+            torch.mm(rows, weight.t(), out=logits)
+        else:
+            torch.addmm(bias, rows, weight.t(), out=logits)
+        _losses_and_logit_gradients(
+            logits, targets[kept], statistics[:, kept], grad_bias, terms, workspace, with_gradients=any(needed)
+        )
+        if grad_hidden is not None:
+            torch.mm(logits, weight, out=grad_hidden[kept])
+        if needed[1]:
+            grad_weight = _added(grad_weight, logits, rows, wide, several, workspace)
+    if needed[1] and grad_weight is None:
+        grad_weight = torch.zeros_like(weight)
+    gradients = (grad_hidden, grad_weight, None if grad_bias is None or bias is None else grad_bias.to(bias.dtype))
+    return tuple(statistics.sum(1).unbind()), gradients
+
+
+def _added(
+    total: torch.Tensor | None,
+    logit_gradients: torch.Tensor,
+    rows: torch.Tensor,
+    wide: torch.dtype,
+    several: bool,
+    workspace: Workspace,
+) -> torch.Tensor:
+    """`total` + logit_gradientsᵀ @ rows: one product in the weights' dtype, or a float32 sum of one per chunk."""
+    if not several:
+        return torch.mm(logit_gradients.t(), rows)
+    if total is None:
+        return torch.mm(logit_gradients.t(), rows).to(wide)
+    if rows.dtype == wide:
+        return total.addmm_(logit_gradients.t(), rows)
+    product = workspace.buffer("weight", total.shape[0], total.shape[1], rows, rows.dtype)
+    return total.add_(torch.mm(logit_gradients.t(), rows, out=product))
+
+
+def _losses_and_logit_gradients(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    statistics: torch.Tensor,
+    grad_bias: torch.Tensor | None,
+    terms: Terms,
+    workspace: Workspace,
+    *,
+    with_gradients: bool,
+) -> None:
+    """Writes loss, nll and squared logsumexp of each row to `statistics` (3, n), and over `logits` (n, V) the gradient
+    of the loss with respect to them (before scale and cap); adds its column sums to `grad_bias`."""
+    count, vocabulary = logits.shape
+    wide = statistics.dtype
+    per_block = count
+    if logits.device.type == "cpu":
+        per_block = min(count, max(torch.get_num_threads(), CPU_BLOCK_BYTES // (vocabulary * wide.itemsize)))
+    smoothing, cap = terms.label_smoothing, terms.soft_cap
+    for start in range(0, count, per_block):
+        rows = slice(start, min(start + per_block, count))
+        raw, target = logits[rows], targets[rows, None]
+        values = raw if raw.dtype == wide else workspace.buffer("block", raw.shape[0], vocabulary, raw, wide).copy_(raw)
+        if terms.scale != 1.0:
+            values.mul_(terms.scale)
+        slope = None
+        if cap is not None:
+            squashed = values.div_(cap).tanh_()
+            slope = 1 - squashed**2 if with_gradients else None
+            values.mul_(cap)
+        picked = values.gather(1, target)
+        mean = values.mean(1, keepdim=True) if smoothing else None
+        peak = values.amax(1, keepdim=True)
+        # The largest probability is 1 / sum(exp(x - peak)), so it gives the logsumexp without another pass of exp.
+        softmax = torch.softmax(values, 1, out=values)
+        lse = peak - softmax.amax(1, keepdim=True).log()
+        nll = lse - picked
+        loss = nll if mean is None else (1 - smoothing) * nll + smoothing * (lse - mean)
+        statistics[0, rows] = (loss + terms.z_loss * lse**2 if terms.z_loss else loss)[:, 0]
+        statistics[1, rows] = nll[:, 0]
+        statistics[2, rows] = (lse**2)[:, 0]
+        if not with_gradients:
+            continue
+        if terms.z_loss:
+            softmax.mul_(1 + 2 * terms.z_loss * lse)
+        if smoothing:
+            softmax.sub_(smoothing / vocabulary)
+        softmax.scatter_add_(1, target, torch.full_like(picked, smoothing - 1))
+        if slope is not None:
+            softmax.mul_(slope)
+        if terms.scale != 1.0:
+            softmax.mul_(terms.scale)
+        if grad_bias is not None:
+            grad_bias.add_(softmax.sum(0))
+        if values is not raw:
+            raw.copy_(softmax)

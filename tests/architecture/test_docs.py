@@ -1,0 +1,70 @@
+"""The pages for plugin authors are true: their snippets run, their links lead somewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from architecture.repository import ROOT, code_blocks, files, name
+
+from bumblecore_core import hookspecs
+from bumblecore_core.errors import CODES
+
+GUIDE = (ROOT / "docs" / "write-a-plugin.md").read_text(encoding="utf-8")
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    for title, text in code_blocks(GUIDE).items():
+        (tmp_path / title).write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def in_directory(directory, *command: str) -> subprocess.CompletedProcess[str]:
+    environ = {**os.environ, "PYTHONPATH": str(directory), "BUMBLE_NO_PLUGINS": "1"}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=directory, env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def test_the_guides_tests_pass(plugin):
+    done = in_directory(plugin, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_bumble_focal.py")
+    assert "2 passed" in done.stdout
+
+
+def test_the_guides_module_loads_without_packaging(plugin):
+    done = in_directory(plugin, "-m", "bumblecore_core", "-p", "bumble_focal", "plugins", "show", "loss", "focal")
+    assert "gamma: float ≥ 0, default 2.0" in done.stdout
+
+
+def test_the_guides_package_metadata_names_the_module(plugin):
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((plugin / "pyproject.toml").read_text())["project"]
+    (module,) = project["entry-points"][hookspecs.ENTRY_POINT_GROUP].values()
+    spec = importlib.util.spec_from_file_location(module, plugin / f"{module}.py")
+    assert spec is not None
+    assert (plugin / f"{module}.py").is_file()
+    assert len((plugin / "pyproject.toml").read_text().splitlines()) <= 10
+
+
+@pytest.mark.parametrize("path", list(files(".md")), ids=name)
+def test_links_lead_to_files(path):
+    missing = [
+        target
+        for target in LINK.findall(path.read_text(encoding="utf-8"))
+        if not (path.parent / target).exists() and " " not in target
+    ]
+    assert missing == []
+
+
+def test_pages_name_only_codes_that_exist():
+    for path in files(".md"):
+        named = set(re.findall(r"\bBC\d{3}\b", path.read_text(encoding="utf-8")))
+        assert named <= set(CODES), name(path)

@@ -1,0 +1,13 @@
+"""Every test has a cache of its own and no network."""
+
+import os
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("BUMBLE_CACHE", str(tmp_path_factory.mktemp("cache")))

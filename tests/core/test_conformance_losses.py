@@ -1,0 +1,143 @@
+"""The conformance kit's checks of losses accept good ones and say what is wrong with bad ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from bumblecore_core import Metric, StepOutput
+from bumblecore_core.testing import check_preference_loss, check_token_loss
+
+
+def good_loss(*, hidden, head, targets):
+    losses = functional.cross_entropy(head.logits(hidden).float(), targets, reduction="none")
+    right = (head.logits(hidden).argmax(-1) == targets).sum()
+    metrics = {"accuracy": Metric(total=right, weight=targets.numel()), "last": Metric(total=1.0, reduce="last")}
+    return StepOutput(loss_sum=losses.sum(), count=targets.numel(), metrics=metrics)
+
+
+def mean_loss(*, hidden, head, targets):
+    loss = functional.cross_entropy(head.logits(hidden).float(), targets)
+    return StepOutput(loss_sum=torch.nan_to_num(loss), count=targets.numel())
+
+
+def nan_when_empty(*, hidden, head, targets):
+    loss = functional.cross_entropy(head.logits(hidden).float(), targets) * targets.numel()
+    return StepOutput(loss_sum=loss, count=targets.numel())
+
+
+def wrong_count(**inputs):
+    output = good_loss(**inputs)
+    output.count += 1
+    return output
+
+
+def half_precision(**inputs):
+    output = good_loss(**inputs)
+    output.loss_sum = output.loss_sum.bfloat16()
+    return output
+
+
+def vector(**inputs):
+    output = good_loss(**inputs)
+    output.loss_sum = output.loss_sum[None]
+    return output
+
+
+def detached(**inputs):
+    output = good_loss(**inputs)
+    output.loss_sum = output.loss_sum.detach()
+    return output
+
+
+def bare_tensor(**inputs):
+    return good_loss(**inputs).loss_sum
+
+
+def mean_metric(**inputs):
+    output = good_loss(**inputs)
+    output.metrics["mean_loss"] = Metric(total=output.loss_sum.detach() / max(1, output.count), weight=output.count)
+    return output
+
+
+def unknown_reduction(**inputs):
+    output = good_loss(**inputs)
+    output.metrics["accuracy"] = Metric(total=1.0, reduce="max")
+    return output
+
+
+def in_place(*, hidden, head, targets):
+    output = good_loss(hidden=hidden, head=head, targets=targets)
+    hidden.data.add_(1)
+    return output
+
+
+def needs_the_weight(*, hidden, head, targets):
+    logits = hidden @ (head.weight.T if head.weight is not None else torch.eye(hidden.shape[-1]) * 2)
+    return StepOutput(loss_sum=functional.cross_entropy(logits, targets, reduction="none").sum(), count=targets.numel())
+
+
+class IgnoresTheFactor(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, targets):
+        with torch.enable_grad():
+            hidden, weight = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
+            loss = functional.cross_entropy(hidden @ weight.T, targets, reduction="none").sum()
+            ctx.save_for_backward(*torch.autograd.grad(loss, (hidden, weight)))
+        return loss.detach()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return (*ctx.saved_tensors, None)
+
+
+def ignores_the_factor(*, hidden, head, targets):
+    return StepOutput(loss_sum=IgnoresTheFactor.apply(hidden, head.weight, targets), count=targets.numel())
+
+
+def test_a_good_token_loss():
+    check_token_loss(good_loss)
+
+
+@pytest.mark.parametrize(
+    ("loss", "says"),
+    [
+        (mean_loss, "is it a mean"),
+        (nan_when_empty, "loss_sum of 0 items is nan"),
+        (wrong_count, "count is 13 for 12"),
+        (half_precision, "bfloat16, not float32"),
+        (vector, "shape"),
+        (detached, "no gradient"),
+        (bare_tensor, "not a StepOutput"),
+        (mean_metric, "totals of metric 'mean_loss'"),
+        (unknown_reduction, "reduces by 'max'"),
+        (in_place, "in place"),
+        (needs_the_weight, "head without weight"),
+        (ignores_the_factor, r"0\.25 × the sum"),
+    ],
+)
+def test_a_bad_token_loss(loss, says):
+    with pytest.raises(AssertionError, match=says):
+        check_token_loss(loss)
+
+
+def preference(*, chosen, rejected, reference_chosen, reference_rejected):
+    margin = chosen - rejected
+    if reference_chosen is not None:
+        margin = margin - (reference_chosen - reference_rejected)
+    return StepOutput(loss_sum=-functional.logsigmoid(margin).sum(), count=margin.numel())
+
+
+@pytest.mark.parametrize("reference", [True, False])
+def test_a_good_preference_loss(reference):
+    check_preference_loss(preference, reference=reference)
+
+
+def test_a_preference_loss_that_averages():
+    def averaged(**inputs):
+        output = preference(**inputs)
+        return StepOutput(loss_sum=output.loss_sum / max(1, output.count), count=output.count)
+
+    with pytest.raises(AssertionError, match="is it a mean"):
+        check_preference_loss(averaged)

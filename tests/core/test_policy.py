@@ -1,0 +1,196 @@
+"""The policy: the head read as data and verified, fallbacks that say so, leaks that are refused."""
+
+from __future__ import annotations
+
+import peft
+import pytest
+import torch
+import transformers
+from bumblecore_plugins.attention.varlen import varlen_attention, varlen_mask
+from bumblecore_plugins.losses.fused import FusedCausalLm
+from bumblecore_plugins.losses.naive import NaiveCausalLm
+from tiny_models import FAMILIES, SPECIAL_TOKENS, make_batch, make_model
+
+from bumblecore_core import ModelError
+from bumblecore_core.toolkit.policy import Head, make_policy
+
+LENGTHS = (7, 4, 10)
+POSITIONS = torch.tensor([0, 3, 6, 7, 12, 20])
+
+
+@pytest.fixture(autouse=True)
+def registered():
+    transformers.AttentionInterface.register("varlen", varlen_attention)
+    transformers.AttentionMaskInterface.register("varlen", varlen_mask)
+
+
+def own_logits(model, batch):
+    """(N, V) at POSITIONS: the model's own logits of each document alone."""
+    documents = batch.input_ids[0].split(batch.document_lengths)
+    logits = [model(input_ids=ids[None], use_cache=False).logits[0] for ids in documents]
+    return torch.cat(logits)[POSITIONS]
+
+
+def decided(policy):
+    return dict(policy.features)["head"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_head_as_data_gives_the_models_own_logits(family):
+    model = make_model(family, attention="varlen")
+    batch = make_batch(LENGTHS)
+    policy = make_policy(model)
+    assert decided(policy).startswith("on supervised positions only")
+    hidden, head = policy.project(batch=batch, positions=POSITIONS)
+    assert hidden.shape == (len(POSITIONS), 32)
+    assert head.weight is model.get_output_embeddings().weight
+    torch.testing.assert_close(head.logits(hidden), own_logits(model, batch), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_tolerated(family, dtype):
+    policy = make_policy(make_model(family, attention="varlen", dtype=dtype))
+    assert decided(policy).startswith("on supervised positions only")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fused_equals_naive_for_every_parameter(family):
+    model = make_model(family, attention="varlen").train()
+    batch = make_batch(LENGTHS)
+    targets = batch.input_ids[0, POSITIONS]
+    policy = make_policy(model)
+    gradients = []
+    for loss in (NaiveCausalLm(label_smoothing=0.1, z_loss=1e-3), FusedCausalLm(label_smoothing=0.1, z_loss=1e-3)):
+        torch.manual_seed(1)
+        model.zero_grad()
+        hidden, head = policy.project(batch=batch, positions=POSITIONS)
+        out = loss(hidden=hidden, head=head, targets=targets)
+        out.loss_sum.backward()
+        gradients.append((out.loss_sum.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}))
+    (naive, want), (fused, got) = gradients
+    torch.testing.assert_close(fused, naive, rtol=1e-5, atol=0)
+    for name, gradient in want.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-5, atol=1e-5 * gradient.abs().max().item(), msg=name)
+
+
+@pytest.mark.parametrize("accepts_positions", [True, False])
+def test_a_head_that_lies_falls_back_to_the_models_own_logits(monkeypatch, accepts_positions):
+    model = make_model("qwen3", attention="varlen")
+    plain = type(model).forward
+
+    def scaled(self, *args, **kwargs):
+        out = plain(self, *args, **kwargs)
+        out.logits = out.logits * 1.7
+        return out
+
+    def without_positions(self, input_ids=None, position_ids=None, use_cache=None, **kwargs):
+        return scaled(self, input_ids=input_ids, position_ids=position_ids, use_cache=use_cache, **kwargs)
+
+    if accepts_positions:
+        scaled.__wrapped__ = plain
+    monkeypatch.setattr(type(model), "forward", scaled if accepts_positions else without_positions)
+    batch = make_batch(LENGTHS)
+    policy = make_policy(model)
+    where = "at supervised positions" if accepts_positions else "at all positions"
+    assert decided(policy).startswith(f"the model's own logits {where}")
+    assert "differ from what its configuration says" in decided(policy)
+    hidden, head = policy.project(batch=batch, positions=POSITIONS)
+    assert head == Head(weight=None)
+    torch.testing.assert_close(head.logits(hidden), own_logits(model, batch), rtol=1e-4, atol=1e-4)
+
+
+def test_lora_on_the_head_falls_back_and_lora_elsewhere_does_not():
+    batch = make_batch(LENGTHS)
+    for targets, fused in ((["q_proj", "v_proj"], True), (["q_proj", "lm_head"], False)):
+        config = peft.LoraConfig(r=4, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM")
+        model = peft.get_peft_model(make_model("qwen3", attention="varlen"), config).eval()
+        policy = make_policy(model)
+        assert decided(policy).startswith("on supervised positions") == fused
+        hidden, head = policy.project(batch=batch, positions=POSITIONS)
+        torch.testing.assert_close(head.logits(hidden), own_logits(model, batch), rtol=1e-4, atol=1e-4)
+        FusedCausalLm()(hidden=hidden, head=head, targets=batch.input_ids[0, POSITIONS]).loss_sum.backward()
+        trained = [name for name, p in model.named_parameters() if p.grad is not None]
+        assert trained
+        assert all("lora_" in name for name in trained)
+        assert any("lm_head" in name for name in trained) != fused
+
+
+def test_hooks_on_the_head_fall_back():
+    model = make_model("qwen3", attention="varlen")
+    model.lm_head.register_forward_hook(lambda module, args, output: output + 1)
+    policy = make_policy(model)
+    assert "hooks" in decided(policy)
+    hidden, head = policy.project(batch=make_batch(LENGTHS), positions=POSITIONS)
+    torch.testing.assert_close(head.logits(hidden), own_logits(model, make_batch(LENGTHS)), rtol=1e-4, atol=1e-4)
+
+
+def leaking_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+    """Causal over the whole sequence, as if it were one document."""
+    return varlen_attention(module, query, key, value, None, scaling=scaling)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_that_leaks_is_refused(dtype):
+    transformers.AttentionInterface.register("leaking", leaking_attention)
+    transformers.AttentionMaskInterface.register("leaking", varlen_mask)
+    model = make_model("qwen3", attention="leaking", dtype=dtype)
+    with pytest.raises(ModelError, match=r"^BC065.*micro_batch_size to 1"):
+        make_policy(model)
+    policy = make_policy(model, single_document=True)
+    assert ("documents", "one per micro-batch") in policy.features
+    hidden, head = policy.project(batch=make_batch((6,)), positions=torch.arange(6))
+    want = model(input_ids=make_batch((6,)).input_ids, use_cache=False).logits[0]
+    torch.testing.assert_close(head.logits(hidden), want, rtol=2e-2, atol=2e-1 if dtype == torch.bfloat16 else 1e-4)
+    with pytest.raises(ModelError, match="BC065"):
+        policy.project(batch=make_batch(LENGTHS), positions=POSITIONS)
+
+
+def test_a_state_space_model_is_refused_for_packed_batches():
+    config = transformers.MambaConfig(
+        **SPECIAL_TOKENS, vocab_size=61, hidden_size=32, num_hidden_layers=2, state_size=4, time_step_rank=4
+    )
+    torch.manual_seed(0)
+    model = transformers.MambaForCausalLM(config)
+    with pytest.raises(ModelError, match="BC065"):
+        make_policy(model)
+    policy = make_policy(model, single_document=True)
+    hidden, head = policy.project(batch=make_batch((6,)), positions=torch.arange(6))
+    want = model.eval()(input_ids=make_batch((6,)).input_ids, use_cache=False).logits[0]
+    torch.testing.assert_close(head.logits(hidden), want, rtol=1e-4, atol=1e-4)
+
+
+def test_the_probe_disturbs_nothing():
+    model = make_model("gpt2", attention="varlen").train()
+    model.transformer.h[0].eval()
+    modes = [module.training for module in model.modules()]
+    torch.manual_seed(5)
+    want = torch.rand(3)
+    torch.manual_seed(5)
+    make_policy(model)
+    assert torch.equal(torch.rand(3), want)
+    assert [module.training for module in model.modules()] == modes
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_replaced_parameter_is_seen():
+    model = make_model("qwen3", attention="varlen")
+    policy = make_policy(model)
+    model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
+    hidden, head = policy.project(batch=make_batch(LENGTHS), positions=POSITIONS)
+    assert not head.logits(hidden).any()
+
+
+def test_no_position_is_kept():
+    policy = make_policy(make_model("qwen3", attention="varlen"))
+    hidden, head = policy.project(batch=make_batch(LENGTHS), positions=torch.empty(0, dtype=torch.int64))
+    assert hidden.shape == (0, 32)
+    assert head.logits(hidden).shape == (0, 61)
+
+
+def test_a_head_computes_bias_scale_and_cap():
+    head = Head(weight=torch.tensor([[2.0], [-1.0]]), bias=torch.tensor([1.0, 0.0]), scale=0.5, soft_cap=2.0)
+    hidden = torch.tensor([[3.0]])
+    torch.testing.assert_close(head.logits(hidden), 2 * torch.tanh(torch.tensor([[3.5, -1.5]]) / 2))
+    assert head.logits(hidden.bfloat16()).dtype == torch.float32
+    assert Head(weight=None).logits(hidden) is hidden
