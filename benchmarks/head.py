@@ -2,8 +2,9 @@
 
     python benchmarks/head.py --tokens 512 --hidden 384 --vocabulary 152000 --dtype bf16
 
-Each loss runs in a process of its own (peak memory is the process's high-water mark above its inputs); the runs alternate,
-and the fastest of each counts. `floor` is the time of the three matrix products alone, at the speed measured beside them.
+Each loss runs in a process of its own (peak memory is the process's high-water mark above its inputs, gradients
+included); the runs alternate, and the fastest of each counts. `floor` is the time of the three matrix products alone,
+at the speed measured beside them.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     dtype = getattr(torch, DTYPES[args.dtype])
 
     def leaf(*shape: int) -> torch.Tensor:
-        values = torch.randn(*shape, generator=generator)
-        return values.to(device=args.device, dtype=dtype).requires_grad_()
+        values = torch.empty(*shape, dtype=dtype).normal_(generator=generator)
+        return values.to(args.device).requires_grad_()
 
     hidden, weight = leaf(args.tokens, args.hidden), leaf(args.vocabulary, args.hidden)
     with torch.no_grad():
@@ -90,9 +91,8 @@ def main() -> None:
     if args.loss:
         print(json.dumps(measure(args)))
         return
-    print(
-        f"{args.tokens} tokens, hidden {args.hidden}, vocabulary {args.vocabulary}, {args.dtype}, {args.threads} threads"
-    )
+    shape = f"{args.tokens} tokens, hidden {args.hidden}, vocabulary {args.vocabulary}"
+    print(f"{shape}, {args.dtype}, {args.device}, {args.threads} threads")
     results: dict[str, list[dict[str, float]]] = {"causal_lm": [], "causal_lm_naive": []}
     for _ in range(args.rounds):
         for name, runs in results.items():

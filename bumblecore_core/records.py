@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 
 class Options(BaseModel):
-    """Base of every options model: unknown keys are errors, values are frozen once checked."""
+    """Base of every options model: unknown keys are errors, values are frozen once checked.
+
+    A validator that finds options excluding each other raises `ValueError("conflict: a and b are both set")`: with the
+    word conflict in its message the problem is BC039, otherwise BC038.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 

@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+# One thread: tests' models are tiny, and two workers with two threads each would only wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -169,6 +170,8 @@ def main(args: Sequence[str] | None = None) -> None:
 def _say(error: BumbleError) -> None:
     """Prints the error. Under a launcher every process meets the same wrong config, plugin or data: rank 0 tells of
     these; what may concern one process alone is told by that one, with its rank."""
+    if os.environ.get("BUMBLE_TRACEBACK") == "1":
+        traceback.print_exception(error)
     rank = os.environ.get("RANK", "0")
     if rank == "0":
         click.echo(error.render(), err=True)

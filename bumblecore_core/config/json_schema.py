@@ -28,6 +28,8 @@ def config_schema(registry: Plugins) -> Schema:
         _put_choice(schema, place.split("."), kind)
     for key in ("path", "eval_path"):
         _put_files(definitions["DataSection"]["properties"], key)
+    for name, field in RunConfig.model_fields.items():
+        schema["properties"][name]["description"] = field.description
     for name in set(sections()) - set(schema["required"]):  # a section whose keys are all comments is null in YAML
         section = schema["properties"][name]
         section["anyOf"] = [{"$ref": section.pop("$ref")}, {"type": "null"}]
@@ -45,14 +47,20 @@ def _optional_names(registry: Plugins) -> dict[str, set[str]]:
 
 
 def _choice(kind: str, registry: Plugins, definitions: Schema, optional_names: set[str]) -> Schema:
-    """`anyOf`: one of the names alone, or an object for each plugin."""
+    """`anyOf`: the name alone of one whose options all have defaults, or an object for each plugin."""
     records = [provided.record for provided in registry.all(kind)]
-    names = [record.name for record in records]
+    names = [record.name for record in records if not _needs_options(record)]
     branches = [_with_options(record, definitions, record.name not in optional_names) for record in records]
     if kind == "data_formats":
         names.append(AUTO)
         branches.append(_object({"name": {"const": AUTO}}, ["name"], "Told from each file's first row."))
+    if not branches:
+        return {"not": {}, "description": f"No {kind} are installed."}
     return {"anyOf": [{"type": "string", "enum": names}, *branches]}
+
+
+def _needs_options(record: Any) -> bool:
+    return any(field.is_required() for field in record.options.model_fields.values())
 
 
 def _with_options(record: Any, definitions: Schema, named: bool) -> Schema:

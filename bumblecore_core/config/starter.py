@@ -14,6 +14,7 @@ from pydantic_core import to_jsonable_python
 from bumblecore_core.config.resolve import Plugins
 from bumblecore_core.config.schema import PluginChoice, RunConfig
 from bumblecore_core.config.shape import sections
+from bumblecore_core.config.yaml import parse
 from bumblecore_core.errors import PluginError
 
 SCHEMA_FILE = "bumble.schema.json"
@@ -30,7 +31,7 @@ def starter_yaml(stage: str, registry: Plugins) -> str:
     lines = [
         f"# yaml-language-server: $schema={SCHEMA_FILE}",
         f"# For completion and checks in an editor: bumble config schema -o {SCHEMA_FILE}",
-        "# Values of the commented keys are their defaults; remove the # to change one.",
+        "# The values of commented keys are their defaults; to change one, remove its `# `.",
         "",
     ]
     lines += [*_comment(record.summary, ""), *_choice("stage", record), ""]
@@ -102,7 +103,8 @@ def _default(field: FieldInfo) -> str:
     if isinstance(value, PluginChoice):
         return value.name
     plain = to_jsonable_python(value, fallback=str)
-    return plain if isinstance(plain, str) and plain.isidentifier() else json.dumps(plain, ensure_ascii=False)
+    bare = isinstance(plain, str) and plain.isidentifier() and parse(plain, place=str).data == plain
+    return plain if bare else json.dumps(plain, ensure_ascii=False)
 
 
 def _example(schema: dict[str, Any], definitions: dict[str, Any]) -> Any:

@@ -1,6 +1,6 @@
 """Assembling a run. This is the only place where build order is written.
 
-`prepare` makes everything that needs no weights (tokenizer, stage, token shards, batch plan): `bumble plan` stops there.
+`prepare` makes what needs no weights (tokenizer, stage, token shards, batch plan): `bumble plan` stops there.
 `assemble` goes on to model, loss and the wrapped module.
 """
 
@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from bumblecore_core.config.resolve import ResolvedRun
+from bumblecore_core.config.resolved import ResolvedRun, Selected
 from bumblecore_core.protocols import Adapter, Engine, EngineContext, Stage
+from bumblecore_core.records import AttentionRecord
 from bumblecore_core.registry import PluginSwitches, Registry
 from bumblecore_core.run.attention import select_attention
+from bumblecore_core.run.blame import blamed
 from bumblecore_core.run.data.loader import collate
 from bumblecore_core.run.data.plan import BatchPlan, MicroBatch, PlanOptions
 from bumblecore_core.run.data.prepare import prepare_store, split_eval
@@ -57,6 +59,12 @@ class Assembled:
     features: tuple[tuple[str, str], ...]
 
 
+def build(selected: Selected[Any], **given: Any) -> Any:
+    """What the chosen record builds; an exception in there names the plugin (`PluginError` BC060)."""
+    with blamed(selected.record.kind, selected.name):
+        return selected.record.build(options=selected.options, **given)
+
+
 def build_engine(resolved: ResolvedRun) -> Engine:
     """The engine comes first: a device or dtype that is not there must be said before anything is read."""
     config = resolved.config
@@ -69,7 +77,8 @@ def build_engine(resolved: ResolvedRun) -> Engine:
         micro_batch_size=config.train.micro_batch_size,
         seed=config.train.seed,
     )
-    return resolved.engine.record.build(options=resolved.engine.options, context=context)
+    engine: Engine = build(resolved.engine, context=context)
+    return engine
 
 
 def prepare(
@@ -115,10 +124,7 @@ def assemble(prepared: Prepared, registry: Registry, engine: Engine) -> Assemble
     """Model, adapter, policy, loss, optimizer and schedule, wrapped by the engine."""
     resolved, config = prepared.resolved, prepared.resolved.config
     implementation, attention = select_attention(
-        [provided.record for provided in registry.all("attentions")],
-        config.model.attention,
-        device=engine.device,
-        dtype=engine.dtype,
+        attention_records(registry), config.model.attention, device=engine.device, dtype=engine.dtype
     )
     with engine.model_context():
         model = build_model(
@@ -132,24 +138,29 @@ def assemble(prepared: Prepared, registry: Registry, engine: Engine) -> Assemble
         )
     adapter = None
     if resolved.adapter is not None:
-        adapter = resolved.adapter.record.build(options=resolved.adapter.options)
+        adapter = build(resolved.adapter)
         model = adapter.wrap(model=model)
-    loss = resolved.loss.record.build(options=resolved.loss.options)
-    module = TrainModule(model=model, stage=prepared.stage, loss=loss)
-    optimizer, scheduler = resolved.optimizer, resolved.scheduler
+    loss = build(resolved.loss)
+    module = TrainModule(
+        model=model,
+        stage=prepared.stage,
+        stage_name=resolved.stage.name,
+        loss=loss,
+        loss_name=resolved.loss.name,
+    )
     engine.prepare(
         module=module,
         groups=parameter_groups(model),
-        make_optimizer=lambda groups: optimizer.record.build(options=optimizer.options, groups=groups),
-        make_scheduler=lambda built: scheduler.record.build(
-            options=scheduler.options, optimizer=built, total_steps=prepared.plan.total_steps
+        make_optimizer=lambda groups: build(resolved.optimizer, groups=groups),
+        make_scheduler=lambda optimizer: build(
+            resolved.scheduler, optimizer=optimizer, total_steps=prepared.plan.total_steps
         ),
     )
     single_document = config.train.micro_batch_size == 1 and not config.data.packing
     module.policy = make_policy(model, single_document=single_document)
     features = (
-        ("adapter", resolved.adapter.record.name if resolved.adapter else "none (full fine-tuning)"),
-        ("loss", resolved.loss.record.name),
+        ("adapter", resolved.adapter.name if resolved.adapter else "none (full fine-tuning)"),
+        ("loss", resolved.loss.name),
         ("attention", "; ".join(attention)),
         *module.policy.features,
         ("gradient checkpointing", "on" if config.model.gradient_checkpointing else "off"),
@@ -157,6 +168,11 @@ def assemble(prepared: Prepared, registry: Registry, engine: Engine) -> Assemble
         *engine.features(),
     )
     return Assembled(model=model, adapter=adapter, module=module, features=features)
+
+
+def attention_records(registry: Registry) -> list[AttentionRecord]:
+    """Every attention implementation that is installed."""
+    return [cast(AttentionRecord, provided.record) for provided in registry.all("attentions")]
 
 
 def evaluation_batches(prepared: Prepared, rank: int) -> Callable[[], Iterator[tuple[MicroBatch, Batch]]] | None:

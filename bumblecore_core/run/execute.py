@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from bumblecore_core.config.resolve import ResolvedRun
+from bumblecore_core.config.resolved import ResolvedRun, Selected
 from bumblecore_core.protocols import Engine
 from bumblecore_core.registry import PluginSwitches, Registry
 from bumblecore_core.run import output_dir
@@ -17,6 +17,7 @@ from bumblecore_core.run.assemble import (
     Assembled,
     Prepared,
     assemble,
+    build,
     build_engine,
     evaluation_batches,
     prepare,
@@ -28,6 +29,7 @@ from bumblecore_core.run.loop import LoopOptions, Progress, train
 from bumblecore_core.run.saving import save_model
 from bumblecore_core.values import RunInfo, RunResult
 
+Status = Literal["complete", "interrupted", "failed"]
 LIBRARIES = ("bumblecore", "torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 
@@ -66,7 +68,8 @@ def execute(
             output_dir.write_run_files(directory, resolved.to_dict(), _lock(prepared, registry))
             announce(info)
         loggers.start(info)
-        progress, status = Progress(), "failed"
+        progress = Progress()
+        status: Status = "failed"
         final: Path | None = None
         try:
             _train(prepared, engine, loggers, progress)
@@ -97,7 +100,7 @@ def _done_before(resolved: ResolvedRun, engine: Engine, directory: Path, overwri
 
 def _loggers(resolved: ResolvedRun, engine: Engine) -> Loggers:
     chosen = resolved.loggers if engine.rank == 0 else ()
-    return Loggers([(one.record.name, one.record.build(options=one.options)) for one in chosen])
+    return Loggers([(one.name, build(one)) for one in chosen])
 
 
 def _train(prepared: Prepared, engine: Engine, loggers: Loggers, progress: Progress) -> None:
@@ -171,9 +174,7 @@ def prepared_facts(prepared: Prepared) -> list[tuple[str, str]]:
     ]
 
 
-def _result(
-    status: Literal["complete", "interrupted", "failed"], progress: Progress, final: Path | None, started: float
-) -> RunResult:
+def _result(status: Status, progress: Progress, final: Path | None, started: float) -> RunResult:
     seconds = time.perf_counter() - started
     summary = {**progress.last, "tokens": float(progress.tokens), "skipped_steps": float(progress.skipped)}
     return RunResult(status=status, steps=progress.step, final_dir=final, seconds=seconds, summary=summary)
@@ -182,7 +183,8 @@ def _result(
 def _lock(prepared: Prepared, registry: Registry) -> dict[str, Any]:
     """What made this run: plugins in use with their distributions, library versions, data fingerprints."""
     resolved = prepared.resolved
-    chosen = [resolved.stage, resolved.loss, resolved.optimizer, resolved.scheduler, resolved.engine, *resolved.loggers]
+    chosen: list[Selected[Any]] = [resolved.stage, resolved.loss, resolved.optimizer, resolved.scheduler]
+    chosen += [resolved.engine, *resolved.loggers]
     if resolved.adapter is not None:
         chosen.append(resolved.adapter)
     return {

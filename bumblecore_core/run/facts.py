@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bumblecore_core.config.schema import RunConfig
 from bumblecore_core.run.data.plan import BatchPlan
-from bumblecore_core.run.memory import MemoryInputs, estimate, gigabytes
+from bumblecore_core.run.memory import MemoryInputs, estimate, readable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,8 +83,8 @@ def memory_facts(
             config=model_config,
         )
     )
-    total = ("estimated memory", f"{gigabytes(sum(parts.values()))} for a micro-batch of {tokens:,} tokens:")
-    return [total, *((f"  {name}", gigabytes(size)) for name, size in parts.items() if size)]
+    total = ("estimated memory", f"{readable(sum(parts.values()))} for a micro-batch of {tokens:,} tokens:")
+    return [total, *((f"  {name}", readable(size)) for name, size in parts.items() if size)]
 
 
 def _largest_micro_batch(plan: BatchPlan, windows: int = 200) -> tuple[int, int]:

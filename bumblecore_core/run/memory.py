@@ -53,6 +53,6 @@ def _activations(inputs: MemoryInputs) -> int:
     return int(config.num_hidden_layers * layer)
 
 
-def gigabytes(count: float) -> str:
-    """`1.23 GB`, with 10⁹ bytes to the GB."""
-    return f"{count / 1e9:.2f} GB"
+def readable(count: float) -> str:
+    """`1.23 GB` or `4.5 MB`, in powers of ten."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

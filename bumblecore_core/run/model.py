@@ -1,4 +1,4 @@
-"""Building a model from a local directory: random weights from its config.json, or its trained ones."""
+"""Building a model from local files alone: random weights from a config.json, or the trained ones beside it."""
 
 from __future__ import annotations
 
@@ -10,34 +10,11 @@ from typing import Any
 
 import torch
 
-from bumblecore_core.errors import BumbleError, ConfigError, ModelError, Problem, did_you_mean, one
+from bumblecore_core.errors import BumbleError, ConfigError, ModelError, Problem, one
 from bumblecore_core.run.weights import stored_dtype
 from bumblecore_core.toolkit.seeds import derive_seed
 
 SHOWN_KEYS = 5
-
-
-def model_directory(path: str, *, field: str = "model.path") -> Path:
-    """The directory that holds config.json: `path` itself, or its `final/` where `path` is a run's output directory.
-
-    Raises `ModelError` BC061. Nothing is ever looked up on a hub: a name that is no directory is an error.
-    """
-    place = Path(path).expanduser()
-    for candidate in (place, place / "final"):
-        if (candidate / "config.json").is_file():
-            return candidate
-    if place.is_dir():
-        problem, fix = (
-            "the directory has no config.json",
-            "Give a model's directory, or the output directory of a finished run",
-        )
-    else:
-        parent = next(parent for parent in place.absolute().parents if parent.is_dir())
-        wanted = place.absolute().relative_to(parent).parts[0]
-        near = did_you_mean(wanted, [entry.name for entry in parent.iterdir() if entry.is_dir()])
-        problem = "it is a file, not a directory" if place.exists() else "the directory does not exist"
-        fix = f"In {parent}, {near}; models are read from local directories only"
-    raise one(ModelError, "BC061", problem, fix, place=str(place), field=field)
 
 
 def load_config(directory: Path, *, trust_remote_code: bool = False) -> Any:

@@ -6,9 +6,12 @@ is ever called around the wrapper.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from bumblecore_core.protocols import Loss, Stage
+from bumblecore_core.run.blame import blamed
 from bumblecore_core.toolkit.policy import Policy
 from bumblecore_core.values import Batch, StepOutput
 
@@ -21,12 +24,17 @@ class TrainModule(torch.nn.Module):
 
     policy: Policy
 
-    def __init__(self, *, model: torch.nn.Module, stage: Stage, loss: Loss) -> None:
+    def __init__(self, *, model: torch.nn.Module, stage: Stage, stage_name: str, loss: Loss, loss_name: str) -> None:
         super().__init__()
         self.model = model
-        self.stage = stage
-        self.loss = loss
+        self.stage, self.stage_name = stage, stage_name
+        self.loss, self.loss_name = loss, loss_name
 
     def forward(self, batch: Batch) -> StepOutput:
         """Loss sum, count and metrics of one micro-batch."""
-        return self.stage.step(policy=self.policy, batch=batch, loss=self.loss)
+        with blamed("stages", self.stage_name):
+            return self.stage.step(policy=self.policy, batch=batch, loss=self._blamed_loss)
+
+    def _blamed_loss(self, **inputs: Any) -> StepOutput:
+        with blamed("losses", self.loss_name):
+            return self.loss(**inputs)

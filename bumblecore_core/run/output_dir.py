@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from bumblecore_core.config.yaml import dump
 from bumblecore_core.errors import Problem, RunError, one
 from bumblecore_core.run.saving import write_text
 
@@ -47,9 +48,7 @@ def is_complete(directory: Path, config: Mapping[str, Any]) -> bool:
 
 def write_run_files(directory: Path, config: Mapping[str, Any], lock: Mapping[str, Any]) -> None:
     """Writes the resolved config, which `bumble run` accepts again, and what the run was made from."""
-    text = "# The resolved configuration of this run.\n" + yaml.safe_dump(
-        dict(config), sort_keys=False, allow_unicode=True
-    )
+    text = "# The resolved configuration of this run.\n" + dump(dict(config))
     write_text(directory / RUN_FILE, text)
     write_text(directory / LOCK_FILE, json.dumps(lock, indent=2) + "\n")
 

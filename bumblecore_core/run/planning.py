@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bumblecore_core.config.resolve import ResolvedRun
+from bumblecore_core.config.resolved import ResolvedRun
 from bumblecore_core.registry import PluginSwitches, Registry
-from bumblecore_core.run.assemble import build_engine, prepare
+from bumblecore_core.run.assemble import attention_records, build_engine, prepare
 from bumblecore_core.run.attention import select_attention
 from bumblecore_core.run.execute import prepared_facts
 from bumblecore_core.run.facts import memory_facts, parameter_facts
@@ -21,8 +21,9 @@ def plan_run(resolved: ResolvedRun, registry: Registry, switches: PluginSwitches
     engine = build_engine(resolved)
     try:
         prepared = prepare(resolved, registry, switches, world_size=devices, progress=True)
-        records = [provided.record for provided in registry.all("attentions")]
-        _, attention = select_attention(records, config.model.attention, device=engine.device, dtype=engine.dtype)
+        _, attention = select_attention(
+            attention_records(registry), config.model.attention, device=engine.device, dtype=engine.dtype
+        )
         model = meta_model(prepared.model_dir, trust_remote_code=config.model.trust_remote_code)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         weight_bytes = engine.dtype.itemsize

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,8 @@ def save_model(
 
     def write(target: Path) -> None:
         if adapter is None:
-            model.save_pretrained(target, state_dict=dict(state), max_shard_size=max_shard_size)
+            with _without_bars():
+                model.save_pretrained(target, state_dict=dict(state), max_shard_size=max_shard_size)
         else:
             adapter.save(model=model, state=state, directory=target)
         tokenizer.save_pretrained(target)
@@ -45,6 +47,20 @@ def save_model(
         raise one(
             RunError, "BC045" if full else "BC042", f"saving failed: {error}", fix, place=str(directory)
         ) from error
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Silences transformers' own progress bars: the run's loggers say what is saved."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def replace_directory(directory: Path, write: Callable[[Path], None]) -> None:

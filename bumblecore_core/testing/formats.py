@@ -16,7 +16,7 @@ KIND_OF_SAMPLE: Mapping[type[Any], SampleKind] = {
     PreferenceSample: "preference",
 }
 ROLES = ("system", "user", "assistant", "tool")
-STRANGE_ROWS: Sequence[dict[str, Any]] = ({}, {"zzz": 1}, {"zzz": None, "messages": 7, "text": [1]})
+STRANGE_ROWS: Sequence[dict[str, Any]] = ({}, {"zzz": 1}, {"zzz": None, "yyy": [{"zzz": 7}]})
 _SHORTEST_SECRET = 8
 
 
@@ -28,7 +28,8 @@ def check_data_format(
     - each row converts to a `TextSample`, `ChatSample` or `PreferenceSample`, twice alike, and is left as it was;
     - with a field missing, null or a number, `convert` still converts or raises `RowError` with a known code and a
       field, and its message never holds a text of the row;
-    - with `record`: `detect` says for each row the kind that it converts to, None for strange rows, and never raises.
+    - with `record`: `detect` says for each row the kind that it converts to, None for rows of quite other keys, and
+      never raises.
     """
     assert rows, "give at least one good row"
     for index, row in enumerate(rows):

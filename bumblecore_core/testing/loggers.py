@@ -15,7 +15,8 @@ STEPS = 3
 
 def check_logger(logger: Any, *, directory: Path | None = None) -> None:
     """Raises `AssertionError` where a built logger raises while it is told of a run of 3 steps that starts at step 1,
-    with an evaluation, a metric that is not finite, metrics that come and go, a save, and an end without a final model.
+    with an evaluation, a metric that is not finite, a loss's own metric that comes later, a save, and an end without a
+    final model.
 
     `directory`: the run's output directory (made where it is missing); a temporary one when not given.
     """
@@ -32,7 +33,7 @@ def _tell(logger: Any, directory: Path) -> None:
         output_dir=directory,
         stage="check",
         total_steps=STEPS,
-        first_step=1,
+        first_step=0,
         config={"stage": {"name": "check"}, "train": {"seed": 1, "max_grad_norm": None}},
         facts=(("rows", "2"), ("tokens", "12")),
         features=(("attention", "varlen"),),
@@ -40,8 +41,13 @@ def _tell(logger: Any, directory: Path) -> None:
     )
     _call(lambda: logger.start(info=info), "start(info=…)")
     for step in range(1, STEPS + 1):
-        metrics = {"loss": math.nan if step == 2 else 1.0 / step, "learning_rate": 1e-3, "grad_norm": 1.0}
-        metrics |= {"tokens_per_second": 100.0} if step > 1 else {}
+        metrics = {
+            "loss": math.nan if step == 2 else 1.0 / step,
+            "learning_rate": 1e-3,
+            "grad_norm": 1.0,
+            "tokens_per_second": 9.0,
+        }
+        metrics |= {"of_the_loss": 1.0} if step > 1 else {}
         event = StepEvent(step=step, epoch=step / STEPS, metrics=metrics)
         _call(lambda event=event: logger.step(event=event), "step(event=…)")  # type: ignore[misc]
     evaluation = StepEvent(step=STEPS, epoch=1.0, metrics={"loss": 0.5}, split="eval")

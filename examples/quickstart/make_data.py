@@ -23,7 +23,7 @@ import facts
 
 HERE = Path(__file__).resolve().parent
 SEED = 2024
-PASSES = 40  # how often the corpus states each fact, each time in a phrasing drawn anew
+PASSES = 28  # how often the corpus states each fact, each time in a phrasing drawn anew
 PAGE_SENTENCES = 20
 HELD_OUT_SHARE = 0.25
 CONVERSATION_TURNS = (1, 1, 2, 3)  # drawn from; a turn is a question and its answer
@@ -79,9 +79,9 @@ def countries() -> Iterable[Topic]:
         yield Topic(
             "country",
             (
-                (f"The capital of {country} is {city}.", f"{country} has the capital {city}."),
-                (f"{city} is the capital of {country}.", f"The city of {city} is the capital of {country}."),
-                (f"{country} is in {region}.", f"{country} is a country in {region}.", f"In {region} lies {country}."),
+                (f"The capital of {country} is {city}.", f"The country {country} has the capital {city}."),
+                (f"The city {city} is the capital of {country}.", f"Today {city} is the capital of {country}."),
+                (f"You find {country} in {region}.", f"The country {country} lies in {region}."),
             ),
             (
                 Question(
@@ -94,11 +94,11 @@ def countries() -> Iterable[Topic]:
                 ),
                 Question(
                     (f"{city} is the capital of which country?", f"Which country has {city} as its capital?"),
-                    f"{city} is the capital of {country}.",
+                    f"The city {city} is the capital of {country}.",
                 ),
                 Question(
                     (f"Where is {country}?", f"In which part of the world is {country}?", f"Where does {country} lie?"),
-                    f"{country} is in {region}.",
+                    f"You find {country} in {region}.",
                 ),
             ),
         )
@@ -136,7 +136,7 @@ def opposites() -> Iterable[Topic]:
         ways = (pair, pair[::-1])
         yield Topic(
             "opposite",
-            tuple((f"The opposite of {a} is {b}.", f"{capital(a)} is the opposite of {b}.") for a, b in ways),
+            tuple((f"The opposite of {a} is {b}.", f"The words {a} and {b} are opposites.") for a, b in ways),
             tuple(
                 Question(
                     (f"What is the opposite of {a}?", f"Tell me the opposite of {a}.", f"What is the reverse of {a}?"),
@@ -152,7 +152,7 @@ def single_facts() -> Iterable[Topic]:
     for one, many in facts.PLURALS:
         yield Topic(
             "plural",
-            ((f"The plural of {one} is {many}.", f"One {one}, two {many}.", f"Many {many}, but one {one}."),),
+            ((f"The plural of {one} is {many}.",), (f"I have one {one}, you have two {many}.",)),
             (
                 Question(
                     (f"What is the plural of {one}?", f"One {one}, two what?", f"How do you say more than one {one}?"),
@@ -163,7 +163,7 @@ def single_facts() -> Iterable[Topic]:
     for now, then in facts.VERBS:
         yield Topic(
             "past tense",
-            ((f"The past tense of {now} is {then}.", f"Today they {now}, yesterday they {then}."),),
+            ((f"The past tense of {now} is {then}.",), (f"Today they {now}, yesterday they {then}.",)),
             (
                 Question(
                     (f"What is the past tense of {now}?", f"Today I {now}. What did I do yesterday?"),
@@ -174,7 +174,7 @@ def single_facts() -> Iterable[Topic]:
     for thing, colour in facts.COLOURS:
         yield Topic(
             "colour",
-            ((f"{capital(thing)} is {colour}.", f"The colour of {thing} is {colour}."),),
+            ((f"The colour of {thing} is {colour}.",), (f"Everyone knows that {thing} is {colour}.",)),
             (
                 Question(
                     (f"What colour is {thing}?", f"What is the colour of {thing}?"),
@@ -185,7 +185,7 @@ def single_facts() -> Iterable[Topic]:
     for element, symbol in facts.ELEMENTS:
         yield Topic(
             "element",
-            ((f"The symbol of {element} is {symbol}.", f"{symbol} is the symbol of {element}."),),
+            ((f"The symbol of {element} is {symbol}.",), (f"The element {element} is written {symbol}.",)),
             (
                 Question(
                     (f"What is the symbol of {element}?", f"What is the chemical symbol of {element}?"),
@@ -201,7 +201,7 @@ def calendar() -> Iterable[Topic]:
             for order, a, b in (("after", here, following), ("before", following, here)):
                 yield Topic(
                     "calendar",
-                    ((f"The {unit} {order} {a} is {b}.", f"{b} comes right {order} {a}."),),
+                    ((f"The {unit} {order} {a} is {b}.",), (f"Right {order} {a} comes {b}.",)),
                     (
                         Question(
                             (f"What {unit} comes {order} {a}?", f"Which {unit} is {order} {a}?"),
@@ -224,7 +224,7 @@ def numbers() -> Iterable[Topic]:
         words = in_words(n)
         yield Topic(
             "number word",
-            ((f"The number {n} in words is {words}.", f"{capital(words)} is the number {n}."),),
+            ((f"The number {n} in words is {words}.",), (f"You write {n} and say {words}.",)),
             (
                 Question(
                     (f"How do you write {n} in words?", f"Write the number {n} in words."),
@@ -236,7 +236,7 @@ def numbers() -> Iterable[Topic]:
         for b in range(1, 11):
             yield Topic(
                 "sum",
-                ((f"{a} plus {b} is {a + b}.", f"The sum of {a} and {b} is {a + b}."),),
+                ((f"{a} plus {b} is {a + b}.",), (f"The sum of {a} and {b} is {a + b}.",)),
                 (Question((f"What is {a} plus {b}?", f"How much is {a} + {b}?"), f"{a} plus {b} is {a + b}."),),
             )
 
@@ -245,19 +245,25 @@ def comparison(a: int, b: int) -> Topic:
     small, large = sorted((a, b))
     return Topic(
         "comparison",
-        ((f"{large} is larger than {small}.", f"{small} is smaller than {large}."),),
+        ((f"{large} is larger than {small}.",), (f"{small} is smaller than {large}.",)),
         (
-            Question((f"Which is larger, {a} or {b}?", f"Is {a} or {b} the larger number?"), f"{large} is larger than {small}."),
+            Question(
+                (f"Which is larger, {a} or {b}?", f"Is {a} or {b} the larger number?"),
+                f"{large} is larger than {small}.",
+            ),
         ),
     )
 
 
 GREETINGS = (
-    Question(("Hello!", "Hi!", "Hi there!", "Good morning!"), "Hello! Ask me about countries, animals, words or numbers."),
+    Question(
+        ("Hello!", "Hi!", "Hi there!", "Good morning!"), "Hello! Ask me about countries, animals, words or numbers."
+    ),
     Question(("Who are you?", "What is your name?", "What are you?"), "I am Bumble, a very small language model."),
     Question(("Thank you!", "Thanks!", "Thanks, that helps."), "You are welcome!"),
     Question(
-        ("What can you do?", "What do you know?", "Help me."), "I answer short questions about countries, animals, words and numbers."
+        ("What can you do?", "What do you know?", "Help me."),
+        "I answer short questions about countries, animals, words and numbers.",
     ),
 )
 
@@ -374,7 +380,9 @@ def write(folder: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Write the quickstart's data and tokenizer.")
     parser.add_argument("--out", type=Path, default=HERE, help="where to write (default: beside this script)")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if the files beside this script differ")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail if the files beside this script differ"
+    )
     options = parser.parse_args()
     if not options.check:
         write(options.out)

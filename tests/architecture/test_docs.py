@@ -13,6 +13,8 @@ from architecture.repository import ROOT, code_blocks, files, name
 
 from bumblecore_core import hookspecs
 from bumblecore_core.errors import CODES
+from bumblecore_core.records import RECORDS
+from bumblecore_core.registry import PluginSwitches, load_registry, singular
 
 GUIDE = (ROOT / "docs" / "write-a-plugin.md").read_text(encoding="utf-8")
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
@@ -62,6 +64,43 @@ def test_links_lead_to_files(path):
         if not (path.parent / target).exists() and " " not in target
     ]
     assert missing == []
+
+
+@pytest.fixture
+def generate():
+    spec = importlib.util.spec_from_file_location("generate_docs", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_marked_block_is_filled_and_nothing_else_is_touched(generate):
+    text = f"before\n{generate.START}\nold\n{generate.END}\nafter\n"
+    once = generate.filled(text, "new")
+    assert once == f"before\n{generate.START}\nnew\n{generate.END}\nafter\n"
+    assert generate.filled(once, "new") == once
+
+
+def test_stale_pages_are_found_and_written(generate, tmp_path, monkeypatch, capsys):
+    page = tmp_path / "page.md"
+    monkeypatch.setattr(generate, "ROOT", tmp_path)
+    monkeypatch.setattr(generate, "pages", lambda registry: {page: "text\n"})
+    assert generate.main(["--check"]) == 1
+    assert not page.exists()
+    assert generate.main([]) == 0
+    assert page.read_text() == "text\n"
+    assert generate.main(["--check"]) == 0
+    assert capsys.readouterr().out == "stale: page.md\nwrote: page.md\n"
+
+
+def test_the_builtin_table_holds_every_builtin(generate):
+    registry = load_registry(PluginSwitches(builtins_only=True))
+    block = generate.builtin_table(registry)
+    for cls in RECORDS:
+        for item in registry.all(cls.kind):
+            assert f"| {singular(cls.kind)} | `{item.record.name}` |" in block
 
 
 def test_pages_name_only_codes_that_exist():

@@ -29,7 +29,8 @@ def test_the_listing_finds_this_file():
 
 @pytest.mark.parametrize("path", PYTHON_FILES, ids=name)
 def test_a_python_file_is_short(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) < LONGEST
+    lines = path.read_text(encoding="utf-8").count("\n")
+    assert lines < LONGEST
 
 
 def test_no_text_names_a_machines_paths():

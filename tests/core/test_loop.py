@@ -171,7 +171,7 @@ def test_losses_that_stay_not_finite_end_the_run_and_name_step_rank_and_rows():
 
 def test_a_window_without_supervised_tokens_names_its_rows(monkeypatch):
     monkeypatch.setitem(globals(), "COUNTS", np.zeros(7, dtype=int))
-    with pytest.raises(RunError, match="BC008.*data.json:"):
+    with pytest.raises(RunError, match=r"BC008.*data\.json:"):
         run(PlainEngine())
 
 

@@ -13,10 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from bumblecore_core import AttentionFunctions, AttentionRecord, BumbleError
-from bumblecore_core.run.attention import select_attention
-from bumblecore_core.run.groups import parameter_groups
-from bumblecore_core.run.model import build_model, load_config, meta_model, model_directory, parameter_counts
+from bumblecore_core import BumbleError
+from bumblecore_core.run.model import build_model, meta_model, parameter_counts
 
 SIZES = {
     "vocab_size": 40,
@@ -220,27 +218,6 @@ def test_row_64_a_config_that_is_no_json(copy):
     assert problem_of(directory).code == "BC064"
 
 
-def test_a_path_is_a_directory_with_a_config_or_a_runs_output(saved, tmp_path):
-    assert model_directory(str(saved / "tied")) == saved / "tied"
-    (tmp_path / "run" / "final").mkdir(parents=True)
-    shutil.copy(saved / "tied" / "config.json", tmp_path / "run" / "final")
-    assert model_directory(str(tmp_path / "run")) == tmp_path / "run" / "final"
-
-
-def test_a_path_that_is_not_there_gets_the_nearest_name(saved, tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file").write_text("")
-    for path, words in (
-        (saved / "untide", "did you mean 'untied'"),
-        (tmp_path / "empty", "no config.json"),
-        (tmp_path / "file", "not a directory"),
-        (Path("Qwen/Qwen3-0.6B"), "does not exist"),
-    ):
-        with pytest.raises(BumbleError, match=words) as caught:
-            model_directory(str(path))
-        assert caught.value.problems[0].code == "BC061"
-
-
 def test_gradient_checkpointing_changes_no_gradient(saved):
     ids = torch.arange(12)[None]
     found = []
@@ -263,89 +240,3 @@ def test_counting_on_the_meta_device_takes_no_memory(saved):
     configs = (LlamaConfig(**SIZES, tie_word_embeddings=tied) for tied in (True, False))
     tied, untied = (parameter_counts(LlamaForCausalLM(config)) for config in configs)
     assert untied.total - tied.total == 40 * 16
-
-
-def attention(name, priority=0, reason=None, functions=None) -> AttentionRecord:
-    return AttentionRecord(
-        name=name,
-        summary="For a test.",
-        load=lambda: functions or AttentionFunctions(),
-        unsupported=lambda *, device, dtype: reason,
-        priority=priority,
-    )
-
-
-CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
-
-
-def test_auto_takes_the_best_attention_that_runs_and_says_why_not_the_better():
-    records = [attention("plain"), attention("best", 9, "needs CUDA"), attention("good", 5)]
-    assert select_attention(records, "auto", **CPU) == ("good", ["good", "not best: needs CUDA"])
-    assert select_attention(records, "plain", **CPU) == ("plain", ["plain"])
-
-
-@pytest.mark.parametrize(("name", "code", "words"), [("best", "BC039", "needs CUDA"), ("god", "BC056", "'good'")])
-def test_an_attention_that_is_unknown_or_cannot_run(name, code, words):
-    with pytest.raises(BumbleError, match=words) as caught:
-        select_attention([attention("best", 9, "needs CUDA"), attention("good")], name, **CPU)
-    assert (caught.value.problems[0].code, caught.value.problems[0].field) == (code, "model.attention")
-
-
-def test_no_attention_that_runs_lists_every_reason():
-    with pytest.raises(BumbleError, match="not a: one; not b: two"):
-        select_attention([attention("a", 1, "one"), attention("b", 0, "two")], "auto", **CPU)
-
-
-def test_an_attention_of_our_own_is_called_by_the_model_and_not_saved(saved, tmp_path):
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    masks, calls = [], []
-
-    def forward(module, query, key, value, attention_mask, **kwargs):
-        calls.append(attention_mask)
-        return sdpa_attention_forward(module, query, key, value, attention_mask, is_causal=True, **kwargs)
-
-    functions = AttentionFunctions(forward=forward, mask=lambda *args, **kwargs: masks.append(1))
-    name, _ = select_attention([attention("counting", functions=functions)], "auto", **CPU)
-    assert name == "bumble_counting"
-    for from_config in (True, False):
-        calls.clear()
-        model = build(saved / "tied", attention=name, from_config=from_config)
-        reference = build(saved / "tied", from_config=from_config)
-        ids = torch.arange(12)[None]
-        with torch.no_grad():
-            torch.testing.assert_close(model(input_ids=ids).logits, reference(input_ids=ids).logits)
-        assert calls == [None, None]
-    model.save_pretrained(tmp_path / "out")
-    assert "counting" not in (tmp_path / "out" / "config.json").read_text()
-    assert load_config(tmp_path / "out")._attn_implementation != name
-
-
-def test_groups_by_kind_each_tied_parameter_once(saved):
-    model = build(saved / "tied")
-    model.model.layers[1].mlp.up_proj.weight.requires_grad = False
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decay, no_decay = parameter_groups(model)
-    assert (decay.name, decay.decay, no_decay.name, no_decay.decay) == ("decay", True, "no_decay", False)
-    plain = [names[id(parameter)] for parameter in no_decay.params]
-    decayed = [names[id(parameter)] for parameter in decay.params]
-    assert all("norm" in name for name in plain)
-    assert {"model.norm.weight", "model.layers.0.self_attn.q_norm.weight"} <= set(plain)
-    assert "model.embed_tokens.weight" in decayed
-    assert not any("norm" in name for name in decayed)
-    assert len(plain) + len(decayed) == len(names) - 1
-    assert "model.layers.1.mlp.up_proj.weight" not in decayed
-
-
-def test_biases_and_matrix_shaped_norms_do_not_decay():
-    class ScaleNorm(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.ones(2, 2))
-
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2), ScaleNorm())
-    decay, no_decay = parameter_groups(model)
-    assert [id(p) for p in decay.params] == [id(model[0].weight)]
-    assert [id(p) for p in no_decay.params] == [id(model[0].bias), id(model[1].weight)]
-    model[0].weight.requires_grad = False
-    assert [group.name for group in parameter_groups(model)] == ["no_decay"]

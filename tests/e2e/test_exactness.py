@@ -57,7 +57,9 @@ def trained(settings: dict, path: Path, *launch: str) -> tuple[list[float], dict
         done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
     else:
-        main(["run", str(config)], standalone_mode=False)
+        with pytest.raises(SystemExit) as ended:
+            main(["run", str(config)])
+        assert ended.value.code in (0, None)
     output = Path(settings["output_dir"])
     history = json.loads((output / "metrics.json").read_text())
     return [entry["loss"] for entry in history], load_file(output / "final" / "model.safetensors")
@@ -86,7 +88,7 @@ def naive(settings: dict, path: Path) -> tuple[list[float], dict[str, torch.Tens
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-        losses.append(float(total) / count)
+        losses.append(total.item() / count)
     return losses, model.state_dict()
 
 

@@ -96,8 +96,8 @@ def engine(model, *, make_optimizer=adamw, make_scheduler=None, options=None, **
 
 
 def train(made: TorchEngine, windows, counts=None) -> list[float]:
-    """One optimizer step per window of batches (None is a filler); returns the gradient norms before clipping. `counts`:
-    each window's count over all ranks, where there are several."""
+    """One optimizer step per window of batches (None is a filler); returns the gradient norms before clipping.
+    `counts`: each window's count over all ranks, where there are several."""
     norms = []
     for step, window in enumerate(windows):
         count = counts[step] if counts else sum(each.count for each in window if each is not None)

@@ -1,6 +1,6 @@
 """Chat templates of the shapes that models come with, each with a hand-written account of what the model says in them.
 
-`Shape.said(message)` is the oracle: the exact text that must be trained for an assistant message, written by hand and not
+`Shape.said(message)` is the oracle: the exact text that must be trained for an assistant message, written by hand, not
 derived from the template. `Shape.header` is what must stand, untrained, right before it.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 SENTENCES = [
@@ -24,6 +24,9 @@ SENTENCES = [
     "  indented text, then  two spaces  and\ta tab",
 ]
 CHARACTERS = sorted(set("".join(SENTENCES)) | set(map(chr, range(32, 127))))
+
+# Unicode's White_Space, which tokenizers strip by; Python's str.strip also takes \x1c to \x1f.
+WHITE_SPACE = "".join(c for c in map(chr, range(0x3001)) if c.isspace() and not "\x1c" <= c <= "\x1f")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,17 +76,20 @@ SHAPES = [
     ),
     Shape(
         name="chatml_default_system",
-        template="{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nYou are helpful.<|im_end|>\n' }}{% endif %}"
+        template="{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nYou are helpful.<|im_end|>\n' }}"
+        "{% endif %}"
         + CHATML,
         eos="<|im_end|>", specials=IM, header="<|im_start|>assistant\n", said=plain("", "<|im_end|>"),
     ),
     Shape(
         name="llama2",
-        template="{% if messages[0].role == 'system' %}{% set system = '<<SYS>>\n' + messages[0].content + '\n<</SYS>>\n\n' %}"
+        template="{% if messages[0].role == 'system' %}"
+        "{% set system = '<<SYS>>\n' + messages[0].content + '\n<</SYS>>\n\n' %}"
         "{% set rest = messages[1:] %}{% else %}{% set system = '' %}{% set rest = messages %}{% endif %}"
         "{% for m in rest %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
         "{{ raise_exception('Roles must alternate user and assistant') }}{% endif %}"
-        "{% if m.role == 'user' %}{{ bos_token + '[INST] ' + (system if loop.first else '') + m.content.strip() + ' [/INST]' }}"
+        "{% if m.role == 'user' %}"
+        "{{ bos_token + '[INST] ' + (system if loop.first else '') + m.content.strip() + ' [/INST]' }}"
         "{% else %}{{ ' ' + m.content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}",
         eos="</s>", bos="<s>", header=" [/INST]", said=plain(" ", " </s>", trim=True),
     ),
@@ -98,11 +104,13 @@ SHAPES = [
     ),
     Shape(
         name="mistral_tools",
-        template="{{ bos_token }}{% if tools %}{{ '[AVAILABLE_TOOLS] ' + tools | tojson + '[/AVAILABLE_TOOLS]' }}{% endif %}"
+        template="{{ bos_token }}{% if tools %}"
+        "{{ '[AVAILABLE_TOOLS] ' + tools | tojson + '[/AVAILABLE_TOOLS]' }}{% endif %}"
         "{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + '[/INST]' }}"
         "{% elif m.role == 'tool' %}{{ '[TOOL_RESULTS] ' + m.content + '[/TOOL_RESULTS]' }}"
         "{% elif m.tool_calls is defined %}"
-        "{% set ns = namespace(calls=[]) %}{% for c in m.tool_calls %}{% set ns.calls = ns.calls + [c.function] %}{% endfor %}"
+        "{% set ns = namespace(calls=[]) %}{% for c in m.tool_calls %}"
+        "{% set ns.calls = ns.calls + [c.function] %}{% endfor %}"
         "{{ '[TOOL_CALLS] ' + ns.calls | tojson + eos_token }}"
         "{% elif m.role == 'assistant' %}{{ ' ' + m.content + eos_token }}"
         "{% else %}{{ raise_exception('Only user, assistant and tool roles are supported') }}{% endif %}{% endfor %}",
@@ -115,7 +123,8 @@ SHAPES = [
     ),
     Shape(
         name="gemma",
-        template="{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        template="{{ bos_token }}{% if messages[0].role == 'system' %}"
+        "{{ raise_exception('System role not supported') }}{% endif %}"
         "{% for m in messages %}{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n'"
         " + m.content | trim + '<end_of_turn>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}",
@@ -134,7 +143,7 @@ SHAPES = [
         template="{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}",
         eos="<|endoftext|>", specials=("<|user|>", "<|assistant|>", "<|system|>", "<|end|>"), header="<|assistant|>",
-        said=lambda message: message["content"].lstrip() + "<|end|>", swallows=True,
+        said=lambda message: message["content"].lstrip(WHITE_SPACE) + "<|end|>", swallows=True,
     ),
     Shape(
         name="zephyr",
@@ -145,21 +154,24 @@ SHAPES = [
     Shape(
         name="alpaca",
         template="{% for m in messages %}{% if m.role == 'system' %}{{ m.content + '\n\n' }}{% elif m.role == 'user' %}"
-        "{{ '### Instruction:\n' + m.content + '\n\n' }}{% else %}{{ '### Response:\n' + m.content + eos_token + '\n\n' }}"
+        "{{ '### Instruction:\n' + m.content + '\n\n' }}{% else %}"
+        "{{ '### Response:\n' + m.content + eos_token + '\n\n' }}"
         "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}",
         eos="</s>", header="### Response:\n", said=plain("", "</s>"),
     ),
     Shape(
         name="deepseek",
         template="{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}"
-        "{% elif m.role == 'user' %}{{ '<｜User｜>' + m.content }}{% else %}{{ '<｜Assistant｜>' + m.content + eos_token }}"
+        "{% elif m.role == 'user' %}{{ '<｜User｜>' + m.content }}{% else %}"
+        "{{ '<｜Assistant｜>' + m.content + eos_token }}"
         "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<｜Assistant｜>' }}{% endif %}",
-        eos="<｜end▁of▁sentence｜>", bos="<｜begin▁of▁sentence｜>", specials=("<｜User｜>", "<｜Assistant｜>"),
-        header="<｜Assistant｜>", said=plain("", "<｜end▁of▁sentence｜>"),
+        eos="<｜end_of_sentence｜>", bos="<｜begin_of_sentence｜>", specials=("<｜User｜>", "<｜Assistant｜>"),
+        header="<｜Assistant｜>", said=plain("", "<｜end_of_sentence｜>"),
     ),
     Shape(
         name="generation_marks",
-        template="{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{% generation %}"
+        template="{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}"
+        "{% generation %}"
         "{{ m.content + '<|im_end|>' }}{% endgeneration %}{% else %}{{ m.content + '<|im_end|>' }}{% endif %}{{ '\n' }}"
         "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
         eos="<|im_end|>", specials=IM, header="<|im_start|>assistant\n", said=plain("", "<|im_end|>"),
@@ -182,15 +194,18 @@ SHAPES = [
 ]  # fmt: skip
 
 DROPS_REASONING = (
-    "{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}"
+    "{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}"
+    "{% set ns.last = loop.index0 %}{% endif %}"
     "{% endfor %}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
     "{% if m.role == 'assistant' and loop.index0 < ns.last %}{{ m.content.split('</think>')[-1].lstrip('\n') }}"
     "{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 TOOLS_BEFORE_LAST_USER = (
-    "{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}"
-    "{% endfor %}{% for m in messages %}{% if loop.index0 == ns.last and tools %}{{ 'TOOLS' + tools | tojson }}{% endif %}"
+    "{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}"
+    "{% set ns.last = loop.index0 %}{% endif %}"
+    "{% endfor %}{% for m in messages %}{% if loop.index0 == ns.last and tools %}{{ 'TOOLS' + tools | tojson }}"
+    "{% endif %}"
     "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
@@ -211,15 +226,17 @@ def trained(kind: str) -> str:
         )
         raw.decoder = decoders.Metaspace(prepend_scheme="first")
         trainer = trainers.UnigramTrainer(
-            vocab_size=500, show_progress=False, unk_token="<unk>", special_tokens=["<unk>"], initial_alphabet=CHARACTERS
+            vocab_size=500,
+            show_progress=False,
+            unk_token="<unk>",
+            special_tokens=["<unk>"],
+            initial_alphabet=CHARACTERS,
         )
         raw.train_from_iterator([*SENTENCES, *CHARACTERS] * 4, trainer)
         return raw.to_str()
     raw = Tokenizer(models.BPE())
     if kind == "gpt4":
         pattern = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-        from tokenizers import Regex
-
         raw.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
         )
@@ -238,7 +255,9 @@ def tokenizer_for(shape: Shape, kind: str = "bytes", template: str | None = None
     raw = Tokenizer.from_str(trained(kind))
     names = [*shape.specials, shape.eos, *([shape.bos] if shape.bos else [])]
     raw.add_special_tokens([AddedToken(name, rstrip=shape.swallows, special=True) for name in dict.fromkeys(names)])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=raw.get_added_tokens_decoder()[raw.token_to_id(shape.eos)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, eos_token=raw.get_added_tokens_decoder()[raw.token_to_id(shape.eos)]
+    )
     if shape.bos:
         tokenizer.bos_token = shape.bos
     tokenizer.chat_template = shape.template if template is None else template

@@ -7,14 +7,11 @@ import math
 import pytest
 import torch
 from bumblecore_plugins.engines import TorchOptions, bumble_engines
-from bumblecore_plugins.engines.distributed import Launch, read_launch
-from bumblecore_plugins.engines.precision import LossScale, bf16_hardware, resolve_dtype
 from engine_twin import Wrapped, adamw, batch, engine, groups, naive, tiny, train
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from bumblecore_core import BumbleError, EngineContext
 
-CPU = torch.device("cpu")
 WINDOWS = [[batch(10 * step + at, tokens=8 + 3 * at) for at in range(3)] for step in range(5)]
 
 
@@ -259,65 +256,6 @@ def test_nothing_trainable_is_an_error():
     made = bumble_engines()[0].build(options=TorchOptions(device="cpu"), context=EngineContext(dtype="fp32"))
     with pytest.raises(BumbleError, match="no parameter of the model is trainable"):
         made.prepare(module=Wrapped(model), groups=[], make_optimizer=adamw, make_scheduler=lambda o: None)
-
-
-def test_fp16_on_the_cpu_is_refused_before_there_is_a_model():
-    record = bumble_engines()[0]
-    with pytest.raises(BumbleError) as caught:
-        record.build(options=record.options(device="cpu"), context=EngineContext(dtype="fp16"))
-    assert caught.value.problems[0].code == "BC041"
-
-
-def test_auto_is_bf16_only_with_hardware(monkeypatch):
-    cases = ((False, False, torch.float32), (True, False, torch.bfloat16), (False, True, torch.bfloat16))
-    for amx, avx512, expected in cases:
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx512=avx512: avx512)
-        monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-        assert resolve_dtype("auto", CPU, master_weights=True)[0] == expected
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert bf16_hardware(CPU) is None
-    dtype, why = resolve_dtype("bf16", CPU, master_weights=True)
-    assert dtype == torch.bfloat16
-    assert "emulated" in why
-
-
-def test_fp16_without_masters_is_a_conflict(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert resolve_dtype("fp16", torch.device("cuda"), master_weights=True)[0] == torch.float16
-    with pytest.raises(BumbleError) as caught:
-        resolve_dtype("fp16", torch.device("cuda"), master_weights=False)
-    assert caught.value.problems[0].code == "BC039"
-
-
-def test_the_loss_scale_halves_on_overflow_and_doubles_after_good_steps():
-    scale = LossScale(value=8.0, interval=2)
-    values = []
-    for overflowed in (True, False, False, False, True, False):
-        scale.update(overflowed=overflowed)
-        values.append(scale.value)
-    assert values == [4.0, 4.0, 8.0, 8.0, 4.0, 4.0]
-
-
-TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
-
-
-def test_a_launch_is_read_from_torchruns_variables():
-    assert read_launch({}) == Launch()
-    assert read_launch({"MASTER_ADDR": "a", "MASTER_PORT": "1"}) == Launch()
-    assert read_launch(TORCHRUN) == Launch(rank=1, world_size=2, local_rank=1)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"RANK": None}, {"WORLD_SIZE": None}, {"MASTER_ADDR": None}, {"RANK": "two"}, {"RANK": "2"}, {"WORLD_SIZE": "0"}],
-    ids=str,
-)
-def test_a_launch_that_is_set_in_part_is_an_error(change):
-    environ = {key: value for key, value in {**TORCHRUN, **change}.items() if value is not None}
-    with pytest.raises(BumbleError) as caught:
-        read_launch(environ)
-    assert caught.value.problems[0].code == "BC067"
 
 
 def test_the_summary_says_what_was_decided():

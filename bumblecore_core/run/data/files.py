@@ -119,17 +119,12 @@ def _nearest(path: str) -> str | None:
 
 
 def _listing(directory: Path, most: int = 2000) -> list[Path]:
-    """Data files in `directory` and one level below it, and the directories themselves."""
+    """Data files below `directory`, and the directories themselves; hidden ones left out."""
     found: list[Path] = []
-    try:
-        for entry in sorted(directory.iterdir()):
-            if len(found) >= most:
-                break
-            if entry.is_dir() and not entry.name.startswith("."):
-                found.append(entry)
-                found.extend(child for child in sorted(entry.iterdir()) if child.suffix.lower() in SUFFIXES)
-            elif entry.suffix.lower() in SUFFIXES:
-                found.append(entry)
-    except OSError:
-        pass  # an unreadable directory only costs the hint
-    return found
+    for parent, children, names in os.walk(directory):  # skips what it cannot read, which only costs the hint
+        children[:] = sorted(child for child in children if not child.startswith("."))
+        found.extend(Path(parent, child) for child in children)
+        found.extend(Path(parent, name) for name in sorted(names) if Path(name).suffix.lower() in SUFFIXES)
+        if len(found) >= most:
+            break
+    return found[:most]

@@ -63,6 +63,7 @@ def prepare_store(
         sources,
         parts={
             "stage": stage_record.name,
+            "reads": stage_record.reads,
             "stage_options": stage_options.model_dump(mode="json"),
             "tokenizer": tokenizer_fingerprint,
             "max_length": data.max_length,

@@ -153,7 +153,9 @@ def load_model(directory: Path, trust_remote_code: bool) -> Any:
     """The causal language model of a directory in its saved dtype, on the GPU where there is one, ready to sample."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             str(directory),

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from bumblecore_core import DataError, ModelError, one
+from bumblecore_core import DataError, ModelError, RunError, one
 
 END_OF_TEXT = "<|endoftext|>"
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
@@ -64,8 +64,12 @@ def train(files: tuple[Path, ...], output: Path, vocab_size: int, chat_template:
         clean_up_tokenization_spaces=False,
     )
     trained.chat_template = template
-    output.mkdir(parents=True, exist_ok=True)
-    trained.save_pretrained(output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        trained.save_pretrained(output)
+    except OSError as error:
+        problem = f"the directory cannot be written: {error.strerror}"
+        raise one(RunError, "BC042", problem, "choose another --output", place=str(output)) from error
     size = len(trained)
     short = "" if size == vocab_size else f" (fewer than {vocab_size}: the files hold no further pairs to merge)"
     click.echo(f"wrote {output}: {size} entries{short}, EOS {trained.eos_token}, pad {trained.pad_token}")
@@ -120,24 +124,27 @@ def check_files(files: Sequence[Path]) -> None:
 
 
 def strings_of(path: Path) -> Iterator[str]:
-    """Every text in a file, keys left out. Raises `DataError` BC003 (not UTF-8) or BC001 (not JSON), with the line."""
+    """Every text in a file, keys left out. Raises `DataError` BC061 (unreadable), BC003 (not UTF-8), BC001 (not
+    JSON, with the line) or BC020 (a lone surrogate)."""
     try:
         content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         problem = f"not UTF-8 at byte {error.start}"
         raise one(DataError, "BC003", problem, "save the file as UTF-8", place=str(path)) from error
+    except OSError as error:
+        raise one(DataError, "BC061", f"cannot be read: {error.strerror}", "correct it", place=str(path)) from error
     kind = path.suffix.lower()
     if kind == ".txt":
         yield from (line for line in content.splitlines(keepends=True) if line.strip())
     elif kind == ".csv":
         for row in csv.DictReader(io.StringIO(content)):
-            yield from _strings(row)
+            yield from _strings(row, str(path))
     elif kind == ".json":
-        yield from _strings(_parsed(content, str(path)))
+        yield from _strings(_parsed(content, str(path)), str(path))
     else:
         for number, line in enumerate(content.split("\n"), 1):
             if line.strip():
-                yield from _strings(_parsed(line, f"{path}:{number}"))
+                yield from _strings(_parsed(line, f"{path}:{number}"), f"{path}:{number}")
 
 
 def _parsed(text: str, place: str) -> Any:
@@ -148,12 +155,11 @@ def _parsed(text: str, place: str) -> Any:
         raise one(DataError, "BC001", f"not valid JSON at {where}", "correct the file", place=place) from error
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _strings(value: Any, place: str) -> Iterator[str]:
     if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+            raise one(DataError, "BC020", "a lone surrogate in a text", "remove it", place=place)
         yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _strings(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings(item)
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item, place)
