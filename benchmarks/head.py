@@ -37,9 +37,9 @@ def parse() -> argparse.Namespace:
 def measure(args: argparse.Namespace) -> dict[str, float]:
     """One loss in this process."""
     import torch
-    from bumblecore_plugins.losses import bumble_losses
 
     from bumblecore_core.toolkit.policy import Head
+    from bumblecore_plugins.losses import bumble_losses
 
     torch.set_num_threads(args.threads)
     record = {record.name: record for record in bumble_losses()}[args.loss]

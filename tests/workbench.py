@@ -8,32 +8,8 @@ from typing import Any
 
 import yaml
 
-WORDS = [
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "a",
-    "mat",
-    "and",
-    "saw",
-    "two",
-    "red",
-    "birds",
-    "fly",
-    "over",
-    "the",
-    "old",
-    "house",
-    "by",
-    "sea",
-    "while",
-    "rain",
-    "fell",
-    "softly",
-    "all",
-    "night",
-]
+TEXT = "the cat sat on a mat and saw two red birds fly over the old house by sea while rain fell softly all night"
+WORDS = TEXT.split(" ")
 TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}<|im_start|>assistant\n{% generation %}{{ m['content'] }}"
     "<|im_end|>{% endgeneration %}\n{% else %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endif %}"

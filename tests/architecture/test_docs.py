@@ -9,8 +9,8 @@ import subprocess
 import sys
 
 import pytest
-from architecture.repository import ROOT, code_blocks, files, name
 
+from architecture.repository import ROOT, code_blocks, files, name
 from bumblecore_core import hookspecs
 from bumblecore_core.errors import CODES
 from bumblecore_core.records import RECORDS

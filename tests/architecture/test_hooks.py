@@ -9,8 +9,8 @@ import types
 from dataclasses import fields
 
 import pytest
-from architecture.repository import ROOT
 
+from architecture.repository import ROOT
 from bumblecore_core import hookspecs
 from bumblecore_core.records import RECORDS
 from bumblecore_core.registry.lookup import singular

@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import pytest
+
 from architecture.repository import ROOT
 
 HEAVY = ("torch", "transformers", "tokenizers", "peft", "matplotlib", "tensorboard", "pyarrow")

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 import yaml
-from architecture.repository import ROOT, files, name
 
+from architecture.repository import ROOT, files, name
 from bumblecore_core.config.resolve import load_run
 from bumblecore_core.config.schema import RunConfig
 from bumblecore_core.registry import PluginSwitches, load_registry

@@ -8,7 +8,6 @@ import math
 import click
 import pytest
 import torch
-from workbench import make_tokenizer, sentence
 
 from bumblecore_core import (
     AttentionFunctions,
@@ -30,6 +29,7 @@ from bumblecore_core.testing import (
     check_record,
     check_token_loss,
 )
+from workbench import make_tokenizer, sentence
 
 REGISTRY = load_registry(PluginSwitches(builtins_only=True))
 STEPS = 12

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from core.fake_plugins import Site, make_site
 
 from bumblecore_core.registry import PluginSwitches, load_registry
 from bumblecore_core.registry.validate import HOOKS
+from core.fake_plugins import Site, make_site
 
 HEADER = "from bumblecore_core import *\n\n\n@hookimpl\n"
 SOURCES = {

@@ -6,13 +6,13 @@ import peft
 import pytest
 import torch
 import transformers
+
+from bumblecore_core import ModelError
+from bumblecore_core.toolkit.policy import Head, make_policy
 from bumblecore_plugins.attention.varlen import varlen_attention, varlen_mask
 from bumblecore_plugins.losses.fused import FusedCausalLm
 from bumblecore_plugins.losses.naive import NaiveCausalLm
 from tiny_models import FAMILIES, SPECIAL_TOKENS, make_batch, make_model
-
-from bumblecore_core import ModelError
-from bumblecore_core.toolkit.policy import Head, make_policy
 
 LENGTHS = (7, 4, 10)
 POSITIONS = torch.tensor([0, 3, 6, 7, 12, 20])

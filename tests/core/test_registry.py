@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from core.fake_plugins import GOOD, Site, make_site
 
 from bumblecore_core.errors import ConfigError, PluginError
 from bumblecore_core.registry import PluginSwitches, Registry, load_registry
+from core.fake_plugins import GOOD, Site, make_site
 
 
 @pytest.fixture

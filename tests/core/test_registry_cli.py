@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from core.fake_plugins import GOOD, Site, make_site
 
 from bumblecore_core.cli import main
+from core.fake_plugins import GOOD, Site, make_site
 
 COMMAND = """
 import click

@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from workbench import make_model_config, sft_settings, workbench, write_config
 
 from bumblecore_core.cli import main
 from bumblecore_core.config.resolve import load_run
 from bumblecore_core.registry import PluginSwitches, load_registry
 from bumblecore_core.run.assemble import prepare
+from workbench import make_model_config, sft_settings, workbench, write_config
 
 STEPS = 4
 SPLITS = [(6, 1), (3, 2), (2, 3), (1, 6)]

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from workbench import make_model_config, make_tokenizer, sentence, write_config
 
 SOURCE = Path(__file__).resolve().parents[1] / "foreign_plugin"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from bumblecore_plugins.engines import TorchOptions
-from bumblecore_plugins.engines.torch_engine import TorchEngine
 from torch.nn import functional
 
 from bumblecore_core import Batch, EngineContext, Metric, ParameterGroup, StepOutput
+from bumblecore_plugins.engines import TorchOptions
+from bumblecore_plugins.engines.torch_engine import TorchEngine
 
 VOCABULARY, HIDDEN = 11, 8
 

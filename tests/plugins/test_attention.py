@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from bumblecore_plugins.attention import bumble_attentions, flash_attention_unsupported
-from bumblecore_plugins.attention.varlen import varlen_attention, varlen_mask
-from tiny_models import FAMILIES, make_batch, make_model
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from bumblecore_core import ModelError
 from bumblecore_core.toolkit.policy import make_policy
+from bumblecore_plugins.attention import bumble_attentions, flash_attention_unsupported
+from bumblecore_plugins.attention.varlen import varlen_attention, varlen_mask
+from tiny_models import FAMILIES, make_batch, make_model
 
 LENGTHS = (9, 1, 5, 12)
 TOKENS = sum(LENGTHS)

@@ -6,12 +6,12 @@ import copy
 import json
 
 import pytest
-from bumblecore_plugins.data_formats import bumble_data_formats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bumblecore_core import ChatSample, PreferenceSample, RowError, TextSample
 from bumblecore_core.testing import check_data_format
+from bumblecore_plugins.data_formats import bumble_data_formats
 
 RECORDS = {record.name: record for record in bumble_data_formats()}
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bumblecore_plugins.engines import gradient_sync
-from bumblecore_plugins.engines.gradient_sync import GradientSync
 
 from bumblecore_core import BumbleError
+from bumblecore_plugins.engines import gradient_sync
+from bumblecore_plugins.engines.gradient_sync import GradientSync
 
 
 class Work:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+
+from bumblecore_core import BumbleError, EngineContext
 from bumblecore_plugins.engines import bumble_engines
 from bumblecore_plugins.engines.distributed import Launch, choose_device, read_launch
 from bumblecore_plugins.engines.precision import LossScale, bf16_hardware, resolve_dtype
-
-from bumblecore_core import BumbleError, EngineContext
 
 CPU = torch.device("cpu")
 

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from bumblecore_plugins.engines import TorchOptions, bumble_engines
 from engine_twin import Wrapped, adamw, batch, engine, groups, naive, tiny, train
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from bumblecore_core import BumbleError, EngineContext
+from bumblecore_plugins.engines import TorchOptions, bumble_engines
 
 WINDOWS = [[batch(10 * step + at, tokens=8 + 3 * at) for at in range(3)] for step in range(5)]
 

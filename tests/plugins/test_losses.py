@@ -6,12 +6,12 @@ import itertools
 
 import pytest
 import torch
-from bumblecore_plugins.losses import CausalLmOptions, build_fused, build_naive, bumble_losses
-from bumblecore_plugins.losses.fused import FusedCausalLm
-from bumblecore_plugins.losses.naive import NaiveCausalLm
 from pydantic import ValidationError
 
 from bumblecore_core.toolkit.policy import Head
+from bumblecore_plugins.losses import CausalLmOptions, build_fused, build_naive, bumble_losses
+from bumblecore_plugins.losses.fused import FusedCausalLm
+from bumblecore_plugins.losses.naive import NaiveCausalLm
 
 TOKENS, WIDTH, VOCABULARY = 23, 12, 57
 

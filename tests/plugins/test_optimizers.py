@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bumblecore_plugins.optimizers import bumble_optimizers
 from pydantic import ValidationError
 
 from bumblecore_core import ParameterGroup
+from bumblecore_plugins.optimizers import bumble_optimizers
 
 RECORDS = {record.name: record for record in bumble_optimizers()}
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bumblecore_plugins.schedulers import bumble_schedulers
 from pydantic import ValidationError
 from transformers.optimization import get_scheduler
 
 from bumblecore_core import ConfigError
+from bumblecore_plugins.schedulers import bumble_schedulers
 
 RECORDS = {record.name: record for record in bumble_schedulers()}
 TOTAL = 37
