@@ -100,10 +100,10 @@ def prepare(
     tokenizer = factory.tokenizer()
     stage = factory.stage(resolved.stage.record, tokenizer)
     shards = _Shards(resolved, registry, stage, factory, tokenizer_fingerprint(tokenizer), progress)
-    store = shards.store(config.data.path, resolved.formats)
+    store = shards.store(config.data.path, resolved.formats, "data.path")
     rows, eval_store, eval_rows = np.arange(len(store)), store, np.arange(0)
     if config.data.eval_path is not None:
-        eval_store = shards.store(config.data.eval_path, resolved.eval_formats)
+        eval_store = shards.store(config.data.eval_path, resolved.eval_formats, "data.eval_path")
         eval_rows = np.arange(len(eval_store))
     elif config.data.eval_split is not None:
         rows, eval_rows = split_eval(len(store), config.data.eval_split, config.train.seed)
@@ -198,7 +198,7 @@ class _Shards:
     tokenizer_fingerprint: str
     progress: bool
 
-    def store(self, files: Any, formats: Any) -> TokenStore:
+    def store(self, files: Any, formats: Any, field: str) -> TokenStore:
         data = self.resolved.config.data
         return prepare_store(
             files=files,
@@ -211,6 +211,7 @@ class _Shards:
             tokenizer_fingerprint=self.tokenizer_fingerprint,
             data=data,
             progress=self.progress,
+            field=field,
         )
 
 

@@ -99,7 +99,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["padding"] = state["truncation"] = None
-    parts = (state, special_tokens(tokenizer), tokenizer.chat_template)
+    parts = (state, tokenizer.special_tokens_map, special_tokens(tokenizer), tokenizer.chat_template)
     digest = hashlib.sha256()
     for part in parts:
         digest.update(json.dumps(part, sort_keys=True, ensure_ascii=True).encode())

@@ -139,6 +139,21 @@ def test_against_loops(key_heads, window, extra):
     torch.testing.assert_close(got[0].transpose(0, 1).double(), want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("widened_length", [0, 512])
+def test_half_precision(monkeypatch, widened_length):
+    """Outputs and gradients in bf16, with and without the detour over float32, against float64 on the same numbers."""
+    monkeypatch.setattr("bumblecore_plugins.attention.varlen.CPU_WIDENED_LENGTH", widened_length)
+    results = []
+    for dtype in (torch.bfloat16, torch.float64):
+        leaves = [part.to(dtype).requires_grad_() for part in states(dtype=torch.bfloat16)]
+        out, _ = varlen_attention(CAUSAL, *leaves, None, document_lengths=LENGTHS)
+        assert out.dtype == dtype
+        weights = torch.arange(out.numel()).cos().view_as(out).to(dtype)
+        results.append((out, *torch.autograd.grad((out * weights).sum(), leaves)))
+    for ours, true in zip(*results, strict=True):
+        assert (ours.double() - true).norm() <= 8e-3 * true.norm()
+
+
 def test_dropout_is_applied_per_document():
     torch.manual_seed(0)
     query, key, value = states()

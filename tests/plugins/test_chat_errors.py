@@ -102,7 +102,7 @@ def test_a_token_across_the_boundary_that_cannot_be_cut_is_refused():
     # "[/INST] " ends in a space that Metaspace joins with the reply's first word; cut there, it would double.
     template = "{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST] ' }}{% else %}"
     template += "{{ m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
-    turns = (("user", "hi"), ("assistant", "There are apples."))
+    turns = (("user", "hi"), ("assistant", "apples are there."))
     entry = encode(template, *turns, kind="metaspace")
     assert (entry.problem.code, entry.problem.field) == ("BC024", "messages[1]")
     assert not isinstance(encode(template, *turns, kind="bytes"), RowError)
@@ -126,7 +126,7 @@ def test_trimmed_offsets_do_not_hide_a_token_across_the_boundary():
     template = "{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %}"
     template += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     trimming.chat_template = plain.chat_template = template
-    sample = chat(("user", "hi"), ("assistant", "There are apples."))
+    sample = chat(("user", "hi"), ("assistant", "apples are there."))
     assert encode_chats(trimming, [sample])[0].spans == encode_chats(plain, [sample])[0].spans
 
 

@@ -428,6 +428,7 @@ def test_bad_rows(code, field, name, row):
 def test_messages_say_what_was_found_and_what_is_allowed():
     assert "keys found: instruction, answer" in problem("alpaca", {"instruction": "a", "answer": "b"}).problem
     assert "null where text is needed" in problem("text", {"text": None}).problem
+    assert "the role is not known" in problem("sharegpt", turns({"from": "a text, not a role", "value": "a"})).problem
     allowed = problem("sharegpt", turns({"from": "bot", "value": "a"})).problem
     assert "'bot'" in allowed
     assert "human" in allowed

@@ -35,9 +35,11 @@ class Sampling:
 )
 @click.option("--chat", is_flag=True, help="The prompt is a user's message: apply the chat template.")
 @click.option("--system", help="A system message for --chat.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Longest reply.")
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--top-p", type=click.FloatRange(min=0, max=1, min_open=True), default=1.0, show_default=True)
+@click.option(
+    "--top-p", type=click.FloatRange(min=0, max=1, min_open=True), default=1.0, show_default=True, help="Nucleus."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=42, show_default=True, help="Of the sampling.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Prompts at a time.")
 @click.option("--trust-remote-code", is_flag=True, help="Run model code that lies in the model's directory.")

@@ -15,6 +15,7 @@ from bumblecore_plugins.data_formats.turns import (
     check_ends_with_request,
     check_order,
     check_reply,
+    keyword,
     unknown_role,
 )
 
@@ -116,7 +117,7 @@ def _content(value: Any, path: str) -> str:
             raise RowError(
                 code="BC011",
                 field=join(here, "type"),
-                problem=f"a part of the type '{kind[:20]}' where text is needed",
+                problem=f"a part of the type{keyword(kind)} where text is needed",
                 fix="Leave out rows with images, audio or files: text alone is trained on",
             )
         texts.append(text(need(part, "text", here), join(here, "text")))

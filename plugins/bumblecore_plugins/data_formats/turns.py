@@ -22,10 +22,14 @@ def unknown_role(role: str, path: str, allowed: Sequence[str]) -> RowError:
     return RowError(
         code="BC012",
         field=path,
-        # a role is a keyword of the schema; cut, in case a text was put in its place
-        problem=f"the role '{role[:20]}' is not known; allowed: {', '.join(allowed)}",
+        problem=f"the role{keyword(role)} is not known; allowed: {', '.join(allowed)}",
         fix="Rename the role",
     )
+
+
+def keyword(word: str) -> str:
+    """` 'word'` where it can only be a keyword of the schema; empty where it may be a text of the row."""
+    return f" '{word}'" if len(word) <= 20 and word.replace("_", "").isalnum() else ""
 
 
 def check_order(messages: Sequence[Message], paths: Sequence[str], *, start: str = "start") -> None:
