@@ -163,7 +163,7 @@ def _run(
     grad_weight: torch.Tensor | None = None
     grad_bias = torch.zeros(vocabulary, dtype=wide, device=weight.device) if needed[2] and bias is not None else None
     step = workspace.tokens_per_chunk(tokens, vocabulary, weight)
-    several = step < tokens
+    rounded = step >= tokens and not _accumulates_wide(weight)
     for start in range(0, tokens, max(1, step)):
         kept = slice(start, min(start + step, tokens))
         rows = hidden[kept]
@@ -178,7 +178,7 @@ def _run(
         if grad_hidden is not None:
             torch.mm(logits, weight, out=grad_hidden[kept])
         if needed[1]:
-            grad_weight = _added(grad_weight, logits, rows, wide, several, workspace)
+            grad_weight = _added(grad_weight, logits, rows, wide, rounded, workspace)
     if needed[1] and grad_weight is None:
         grad_weight = torch.zeros_like(weight)
     gradients = (grad_hidden, grad_weight, None if grad_bias is None or bias is None else grad_bias.to(bias.dtype))
@@ -190,18 +190,24 @@ def _added(
     logit_gradients: torch.Tensor,
     rows: torch.Tensor,
     wide: torch.dtype,
-    several: bool,
+    rounded: bool,
     workspace: Workspace,
 ) -> torch.Tensor:
-    """`total` + logit_gradientsᵀ @ rows: one product in the weights' dtype, or a float32 sum of one per chunk."""
-    if not several:
+    """`total` + logit_gradientsᵀ @ rows: the product itself where the gradient is to be `rounded` to the weights' dtype
+    and there is one chunk; otherwise a float32 sum of the chunks' products."""
+    if rounded or (rows.dtype == wide and total is None):
         return torch.mm(logit_gradients.t(), rows)
-    if total is None:
-        return torch.mm(logit_gradients.t(), rows).to(wide)
-    if rows.dtype == wide:
+    if rows.dtype == wide and total is not None:
         return total.addmm_(logit_gradients.t(), rows)
-    product = workspace.buffer("weight", total.shape[0], total.shape[1], rows, rows.dtype)
-    return total.add_(torch.mm(logit_gradients.t(), rows, out=product))
+    product = workspace.buffer("product", logit_gradients.shape[1], rows.shape[1], rows, rows.dtype)
+    torch.mm(logit_gradients.t(), rows, out=product)
+    return product.to(wide) if total is None else total.add_(product)
+
+
+def _accumulates_wide(weight: torch.Tensor) -> bool:
+    """Whether autograd keeps this parameter's gradient in a wider dtype than its own (`grad_dtype`)."""
+    kept = weight.grad_dtype if weight.is_leaf else None
+    return kept is not None and kept != weight.dtype
 
 
 def _losses_and_logit_gradients(
