@@ -126,11 +126,11 @@ def naive(model: torch.nn.Module, windows, *, half: torch.dtype | None, lr: floa
             if half is not None:
                 for parameter in copy.parameters():
                     parameter.data = parameter.data.to(half)
-            (Wrapped(copy)(each).loss_sum * (1.0 / count)).backward()
+            Wrapped(copy)(each).loss_sum.backward()
             found = {name: p.grad.float() for name, p in copy.named_parameters() if p.grad is not None}
             found["embedding.weight"] = found["embedding.weight"] + found.pop("head.weight")
             for name, gradient in found.items():
                 total[name] = total[name] + gradient if name in total else gradient
         for name, parameter in model.named_parameters():
-            parameter.grad = total.get(name)
+            parameter.grad = total[name] * (1.0 / count) if name in total else None
         optimizer.step()

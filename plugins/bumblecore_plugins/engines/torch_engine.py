@@ -41,6 +41,11 @@ class TorchEngine:
         self._joined = join(launch, self.device, options.timeout_seconds)
         self._loss_scale = LossScale() if self.dtype == torch.float16 else None
         self._sync: GradientSync | None = None
+        # One process multiplies a window's gradients once, in `step`, and not in every backward pass, where the fused
+        # head would go over its float32 gradient again. Ranks may differ in scale, and fp16 must not overflow: these
+        # scale the loss.
+        self._scales_in_step = self.world_size == 1 and self._loss_scale is None
+        self._window_scale = 1.0
 
     def features(self) -> Sequence[tuple[str, str]]:
         context, half = self._context, self.dtype != torch.float32
@@ -110,16 +115,21 @@ class TorchEngine:
             with torch.no_grad():
                 return _detached(self._module(batch))
         output = self._module(batch)
-        if self._loss_scale is not None:
+        if self._scales_in_step:
+            self._window_scale = scale
+            scale = 1.0
+        elif self._loss_scale is not None:
             scale *= self._loss_scale.value
-        (output.loss_sum * scale).backward()
+        (output.loss_sum if scale == 1.0 else output.loss_sum * scale).backward()
         return _detached(output)
 
     @torch.no_grad()
     def step(self, *, gradient_scale: float) -> StepResult:
         if self._sync is not None:
             self._sync.finish()
-        factor = gradient_scale / (self._loss_scale.value if self._loss_scale is not None else 1.0)
+        factor = gradient_scale * self._window_scale
+        if self._loss_scale is not None:
+            factor /= self._loss_scale.value
         targets, gradients = self._take_gradients()
         norm = float(torch.nn.utils.get_total_norm(gradients)) * factor
         skipped = not math.isfinite(norm)
