@@ -24,6 +24,9 @@ def plan(ctx: click.Context, config: str, overrides: tuple[str, ...], devices: i
     resolved = load_run(config, overrides, app.registry())
 
     from bumblecore_core.cli.report import announce
+    from bumblecore_core.config.origins import located
     from bumblecore_core.run.planning import plan_run
 
-    announce(plan_run(resolved, app.registry(), app.switches, devices=devices))
+    with located(resolved):
+        info = plan_run(resolved, app.registry(), app.switches, devices=devices)
+    announce(info)

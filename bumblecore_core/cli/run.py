@@ -7,6 +7,8 @@ import click
 from bumblecore_core.cli.root import app_of
 from bumblecore_core.cli.sets import set_option
 
+INTERRUPTED = 128 + 2  # as a shell reports SIGINT
+
 
 @click.command()
 @click.argument("configs", nargs=-1, required=True, metavar="RUN.YAML…")
@@ -25,9 +27,11 @@ def run(ctx: click.Context, configs: tuple[str, ...], overrides: tuple[str, ...]
     resolved = [load_run(path, overrides, registry) for path in configs]
 
     from bumblecore_core.cli.report import announce, ended
+    from bumblecore_core.config.origins import located
     from bumblecore_core.run.execute import execute
 
     for one in resolved:
-        outcome = execute(one, registry, app.switches, overwrite=overwrite, announce=announce)
+        with located(one):
+            outcome = execute(one, registry, app.switches, overwrite=overwrite, announce=announce)
         if outcome.rank == 0:
             ended(one.config.output_dir, outcome)

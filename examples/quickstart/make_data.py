@@ -23,12 +23,13 @@ import facts
 
 HERE = Path(__file__).resolve().parent
 SEED = 2024
-PASSES = 28  # how often the corpus states each fact, each time in a phrasing drawn anew
-PAGE_SENTENCES = 20
+PASSES = 18  # how often the corpus states each fact, each time in a phrasing drawn anew
+COMPARISONS = 80  # of two numbers, in each pass: drawn anew
+HEADINGS = ("About {}:", "Now {}.", "Let us look at {}.", "Here is what we know of {}.")
 HELD_OUT_SHARE = 0.25
 CONVERSATION_TURNS = (1, 1, 2, 3)  # drawn from; a turn is a question and its answer
 ASKED_TIMES = 3  # how often fine-tuning asks each question, each time in a phrasing drawn anew
-VOCABULARY = 2048
+VOCABULARY = 2432
 END_OF_TURN, END_OF_TEXT, START_OF_TURN = "<|im_end|>", "<|endoftext|>", "<|im_start|>"
 
 CHAT_TEMPLATE = """\
@@ -56,11 +57,19 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """An entry of the corpus: what it is about, and for each of its facts the phrasings to draw one from."""
+
+    heading: str
+    facts: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
 class Topic:
-    """What the world holds about one thing. `statements`: for each fact, the phrasings to draw one from."""
+    """What the world holds about one thing; held out from fine-tuning as a whole or not at all."""
 
     kind: str
-    statements: tuple[tuple[str, ...], ...]
+    entries: tuple[Entry, ...]
     questions: tuple[Question, ...]
 
 
@@ -76,12 +85,20 @@ def capital(text: str) -> str:
 
 def countries() -> Iterable[Topic]:
     for country, city, region in facts.COUNTRIES:
+        capital_is = f"The capital of {country} is {city}."
+        city_is = f"The city {city} is the capital of {country}."
+        find = f"You find {country} in {region}."
         yield Topic(
             "country",
             (
-                (f"The capital of {country} is {city}.", f"The country {country} has the capital {city}."),
-                (f"The city {city} is the capital of {country}.", f"Today {city} is the capital of {country}."),
-                (f"You find {country} in {region}.", f"The country {country} lies in {region}."),
+                Entry(
+                    country,
+                    (
+                        (capital_is, f"The country {country} has the capital {city}."),
+                        (find, f"The country {country} lies in {region}."),
+                    ),
+                ),
+                Entry(city, ((city_is, f"Today {city} is the capital of {country}."),)),
             ),
             (
                 Question(
@@ -90,15 +107,14 @@ def countries() -> Iterable[Topic]:
                         f"Which city is the capital of {country}?",
                         f"Name the capital of {country}.",
                     ),
-                    f"The capital of {country} is {city}.",
+                    capital_is,
                 ),
                 Question(
-                    (f"{city} is the capital of which country?", f"Which country has {city} as its capital?"),
-                    f"The city {city} is the capital of {country}.",
+                    (f"{city} is the capital of which country?", f"Which country has {city} as its capital?"), city_is
                 ),
                 Question(
                     (f"Where is {country}?", f"In which part of the world is {country}?", f"Where does {country} lie?"),
-                    f"You find {country} in {region}.",
+                    find,
                 ),
             ),
         )
@@ -107,91 +123,91 @@ def countries() -> Iterable[Topic]:
 def animals() -> Iterable[Topic]:
     for animal, group, young, home in facts.ANIMALS:
         one, its_group, its_young = an(animal), an(group), an(young)
+        kind_is = f"{capital(one)} is {its_group}."
+        young_is = f"A young {animal} is called {its_young}."
+        lives = f"{capital(one)} often lives {home}."
         yield Topic(
             "animal",
             (
-                (f"{capital(one)} is {its_group}.", f"The {animal} is {its_group}.", f"Every {animal} is {its_group}."),
-                (f"A young {animal} is called {its_young}.", f"The young of {one} is called {its_young}."),
-                (f"{capital(one)} often lives {home}.", f"The {animal} often lives {home}."),
+                Entry(
+                    one,
+                    (
+                        (kind_is, f"Every {animal} is {its_group}."),
+                        (young_is, f"The young of {one} is called {its_young}."),
+                        (lives, f"You can find {one} {home}."),
+                    ),
+                ),
             ),
             (
-                Question(
-                    (f"What kind of animal is {one}?", f"Is {one} a mammal, a bird or something else?"),
-                    f"{capital(one)} is {its_group}.",
-                ),
-                Question(
-                    (f"What is a young {animal} called?", f"What do you call a young {animal}?"),
-                    f"A young {animal} is called {its_young}.",
-                ),
-                Question(
-                    (f"Where does {one} live?", f"Where would I find {one}?"),
-                    f"{capital(one)} often lives {home}.",
-                ),
+                Question((f"What kind of animal is {one}?", f"Is {one} a mammal, a bird or something else?"), kind_is),
+                Question((f"What is a young {animal} called?", f"What do you call a young {animal}?"), young_is),
+                Question((f"Where does {one} live?", f"Where would I find {one}?"), lives),
             ),
         )
 
 
-def opposites() -> Iterable[Topic]:
+def single(kind: str, heading: str, answer: str, other: str, *prompts: str) -> Topic:
+    """A topic of one fact: `answer` states it, `other` is a second phrasing, `prompts` ask for it."""
+    return Topic(kind, (Entry(heading, ((answer, other),)),), (Question(prompts, answer),))
+
+
+def merged(first: Topic, second: Topic) -> Topic:
+    """Both as one topic, so that they are held out together."""
+    return Topic(first.kind, first.entries + second.entries, first.questions + second.questions)
+
+
+def words() -> Iterable[Topic]:
     for pair in facts.OPPOSITES:
-        ways = (pair, pair[::-1])
-        yield Topic(
-            "opposite",
-            tuple((f"The opposite of {a} is {b}.", f"The words {a} and {b} are opposites.") for a, b in ways),
-            tuple(
-                Question(
-                    (f"What is the opposite of {a}?", f"Tell me the opposite of {a}.", f"What is the reverse of {a}?"),
+        yield merged(
+            *(
+                single(
+                    "opposite",
+                    a,
                     f"The opposite of {a} is {b}.",
+                    f"The words {a} and {b} are opposites.",
+                    f"What is the opposite of {a}?",
+                    f"Tell me the opposite of {a}.",
+                    f"Which word is the opposite of {a}?",
                 )
-                for a, b in ways
-            ),
+                for a, b in (pair, pair[::-1])
+            )
         )
-
-
-def single_facts() -> Iterable[Topic]:
-    """Topics of one fact and one question each."""
     for one, many in facts.PLURALS:
-        yield Topic(
+        yield single(
             "plural",
-            ((f"The plural of {one} is {many}.",), (f"I have one {one}, you have two {many}.",)),
-            (
-                Question(
-                    (f"What is the plural of {one}?", f"One {one}, two what?", f"How do you say more than one {one}?"),
-                    f"The plural of {one} is {many}.",
-                ),
-            ),
+            one,
+            f"The plural of {one} is {many}.",
+            f"I have one {one} and you have two {many}.",
+            f"What is the plural of {one}?",
+            f"One {one}, two what?",
+            f"How do you say more than one {one}?",
         )
     for now, then in facts.VERBS:
-        yield Topic(
+        yield single(
             "past tense",
-            ((f"The past tense of {now} is {then}.",), (f"Today they {now}, yesterday they {then}.",)),
-            (
-                Question(
-                    (f"What is the past tense of {now}?", f"Today I {now}. What did I do yesterday?"),
-                    f"The past tense of {now} is {then}.",
-                ),
-            ),
+            now,
+            f"The past tense of {now} is {then}.",
+            f"Today they {now} and yesterday they {then}.",
+            f"What is the past tense of {now}?",
+            f"Today I {now}. What did I do yesterday?",
         )
     for thing, colour in facts.COLOURS:
-        yield Topic(
+        yield single(
             "colour",
-            ((f"The colour of {thing} is {colour}.",), (f"Everyone knows that {thing} is {colour}.",)),
-            (
-                Question(
-                    (f"What colour is {thing}?", f"What is the colour of {thing}?"),
-                    f"The colour of {thing} is {colour}.",
-                ),
-            ),
+            thing,
+            f"The colour of {thing} is {colour}.",
+            f"Everyone knows that {thing} is {colour}.",
+            f"What colour is {thing}?",
+            f"What is the colour of {thing}?",
         )
     for element, symbol in facts.ELEMENTS:
-        yield Topic(
+        yield single(
             "element",
-            ((f"The symbol of {element} is {symbol}.",), (f"The element {element} is written {symbol}.",)),
-            (
-                Question(
-                    (f"What is the symbol of {element}?", f"What is the chemical symbol of {element}?"),
-                    f"The symbol of {element} is {symbol}.",
-                ),
-            ),
+            element,
+            f"The symbol of {element} is {symbol}.",
+            f"The element {element} is written {symbol}.",
+            f"What is the symbol of {element}?",
+            f"What is the chemical symbol of {element}?",
         )
 
 
@@ -199,15 +215,13 @@ def calendar() -> Iterable[Topic]:
     for unit, names in (("day", facts.DAYS), ("month", facts.MONTHS)):
         for here, following in zip(names, names[1:] + names[:1], strict=True):
             for order, a, b in (("after", here, following), ("before", following, here)):
-                yield Topic(
+                yield single(
                     "calendar",
-                    ((f"The {unit} {order} {a} is {b}.",), (f"Right {order} {a} comes {b}.",)),
-                    (
-                        Question(
-                            (f"What {unit} comes {order} {a}?", f"Which {unit} is {order} {a}?"),
-                            f"The {unit} {order} {a} is {b}.",
-                        ),
-                    ),
+                    a,
+                    f"The {unit} {order} {a} is {b}.",
+                    f"Right {order} {a} comes {b}.",
+                    f"What {unit} comes {order} {a}?",
+                    f"Which {unit} is {order} {a}?",
                 )
 
 
@@ -221,37 +235,35 @@ def in_words(number: int) -> str:
 
 def numbers() -> Iterable[Topic]:
     for n in range(1, 100):
-        words = in_words(n)
-        yield Topic(
+        yield single(
             "number word",
-            ((f"The number {n} in words is {words}.",), (f"You write {n} and say {words}.",)),
-            (
-                Question(
-                    (f"How do you write {n} in words?", f"Write the number {n} in words."),
-                    f"The number {n} in words is {words}.",
-                ),
-            ),
+            f"{n}",
+            f"The number {n} in words is {in_words(n)}.",
+            f"You write {n} and say {in_words(n)}.",
+            f"How do you write {n} in words?",
+            f"Write the number {n} in words.",
         )
     for a in range(1, 11):
         for b in range(1, 11):
-            yield Topic(
+            yield single(
                 "sum",
-                ((f"{a} plus {b} is {a + b}.",), (f"The sum of {a} and {b} is {a + b}.",)),
-                (Question((f"What is {a} plus {b}?", f"How much is {a} + {b}?"), f"{a} plus {b} is {a + b}."),),
+                f"{a} plus {b}",
+                f"{a} plus {b} is {a + b}.",
+                f"The sum of {a} and {b} is {a + b}.",
+                f"What is {a} plus {b}?",
+                f"How much is {a} plus {b}?",
             )
 
 
 def comparison(a: int, b: int) -> Topic:
     small, large = sorted((a, b))
-    return Topic(
+    return single(
         "comparison",
-        ((f"{large} is larger than {small}.",), (f"{small} is smaller than {large}.",)),
-        (
-            Question(
-                (f"Which is larger, {a} or {b}?", f"Is {a} or {b} the larger number?"),
-                f"{large} is larger than {small}.",
-            ),
-        ),
+        f"{a} and {b}",
+        f"{large} is larger than {small}.",
+        f"{small} is smaller than {large}.",
+        f"Which is larger, {a} or {b}?",
+        f"Is {a} or {b} the larger number?",
     )
 
 
@@ -282,20 +294,14 @@ def split(topics: list[Topic], rng: random.Random) -> tuple[list[Topic], list[To
 
 
 def corpus_rows(topics: list[Topic], pairs: list[tuple[int, int]], rng: random.Random) -> Iterable[dict[str, str]]:
-    """Pages of statements, one a line: all of a topic's facts side by side, topics in an order drawn anew for each pass."""
+    """Entries, a sentence a line, in an order drawn anew for each pass over the world."""
     for _ in range(PASSES):
-        of_pass = topics + [comparison(*pair) for pair in rng.sample(pairs, 60)]
+        of_pass = [entry for topic in topics for entry in topic.entries]
+        of_pass += [entry for pair in rng.sample(pairs, COMPARISONS) for entry in comparison(*pair).entries]
         rng.shuffle(of_pass)
-        page: list[str] = []
-        for topic in of_pass:
-            chosen = [rng.choice(phrasings) for phrasings in topic.statements]
-            rng.shuffle(chosen)
-            page += chosen
-            if len(page) >= PAGE_SENTENCES:
-                yield {"text": "\n".join(page)}
-                page = []
-        if page:
-            yield {"text": "\n".join(page)}
+        for entry in of_pass:
+            sentences = [rng.choice(phrasings) for phrasings in rng.sample(entry.facts, len(entry.facts))]
+            yield {"text": "\n".join([rng.choice(HEADINGS).format(entry.heading), *sentences])}
 
 
 def chat_rows(questions: list[Question], rng: random.Random) -> Iterable[dict[str, object]]:
@@ -315,7 +321,7 @@ def chat_rows(questions: list[Question], rng: random.Random) -> Iterable[dict[st
 def build() -> tuple[list[dict[str, str]], list[dict[str, object]], list[dict[str, str]]]:
     """(corpus, fine-tuning rows, held-out rows)."""
     rng = random.Random(SEED)
-    topics = [*countries(), *animals(), *opposites(), *single_facts(), *calendar(), *numbers()]
+    topics = [*countries(), *animals(), *words(), *calendar(), *numbers()]
     asked, held_out = split(topics, rng)
     pairs = [(a, b) for a in range(10, 100) for b in range(10, 100) if a != b]
     rng.shuffle(pairs)

@@ -99,6 +99,7 @@ def prepare_store(
                 num_proc=data.num_proc,
                 strict=data.strict,
                 progress=progress,
+                field=field,
             )
     return TokenStore(directory, files=_names(sources), weights=[source.weight for source in sources])
 
@@ -108,7 +109,7 @@ def split_eval(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndar
     drawn for evaluation, the same ones for the same seed. Raises `DataError` BC008 below two examples."""
     if count < 2:
         problem = f"data.eval_split cannot hold out a part of {count} example(s)"
-        raise one(DataError, "BC008", problem, "Add data, or leave data.eval_split out")
+        raise one(DataError, "BC008", problem, "Add data, or leave data.eval_split out", field="data.eval_split")
     held_out = min(count - 1, max(1, round(count * share)))
     order = np.random.default_rng(derive_seed(seed, "eval_split")).permutation(count)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
@@ -135,6 +136,7 @@ def _build(
     num_proc: int | None,
     strict: bool,
     progress: bool,
+    field: str,
 ) -> None:
     began = time.perf_counter()
     total = sum(source.path.stat().st_size for source in sources)
@@ -160,7 +162,7 @@ def _build(
             formats=formats,
             seconds=time.perf_counter() - began,
         )
-        _refuse_too_little(report)
+        _refuse_too_little(report, field)
         writer.finish(fingerprint=fingerprint, files=_names(sources), report=report)
 
 
@@ -211,7 +213,7 @@ def _at(problem: Problem, place: str) -> Problem:
     return Problem(code=problem.code, problem=problem.problem, fix=problem.fix, field=problem.field, place=place)
 
 
-def _refuse_too_little(report: PrepareReport) -> None:
+def _refuse_too_little(report: PrepareReport, field: str) -> None:
     unfitting = [dropped for dropped in report.dropped if dropped.code == "BC028"]
     count = sum(dropped.count for dropped in unfitting)
     if count > MOST_UNFITTING * report.rows:
@@ -223,7 +225,7 @@ def _refuse_too_little(report: PrepareReport) -> None:
     if report.examples == 0:
         reasons = "; ".join(f"{dropped.count:,} × {describe_dropped(dropped)}" for dropped in report.dropped)
         problem = f"no example is left of {report.rows:,} rows: {reasons or 'the stage made none of them'}"
-        raise one(DataError, "BC008", problem, "Correct the data; the reasons above say what was left out")
+        raise one(DataError, "BC008", problem, "Correct the rows that were left out", field=field)
 
 
 def _names(sources: Sequence[Source]) -> list[str]:

@@ -102,6 +102,8 @@ class TorchEngine:
             chosen = {id(parameter) for parameter in trained}
             in_order = [parameter for parameter in self._module.parameters() if id(parameter) in chosen]
             self._sync = GradientSync(in_order, bucket_bytes=self._options.bucket_megabytes * 1e6)
+        elif self.device.type == "cpu":
+            _look_up_sparsely(getattr(module, "model", module))
         self._module.train()
         torch.manual_seed(derive_seed(self._context.seed, "dropout", self.rank))
 
@@ -198,6 +200,7 @@ class TorchEngine:
         for parameter, target in self._pairs:
             gradient, parameter.grad = parameter.grad, None
             if gradient is not None:
+                gradient = gradient.to_dense() if gradient.is_sparse else gradient
                 targets.append(target)
                 gradients.append(gradient.float() if target.dtype == torch.float32 else gradient)
         return targets, gradients
@@ -218,6 +221,18 @@ class TorchEngine:
 def _detached(output: StepOutput) -> StepOutput:
     output.loss_sum = output.loss_sum.detach()
     return output
+
+
+def _look_up_sparsely(model: torch.nn.Module) -> None:
+    """Lets the gradient of a tied embedding's look-ups hold the looked-up rows alone.
+
+    The head's gradient covers the whole (V, H) matrix anyway; as a matrix of its own the look-ups' gradient, almost all
+    zeros, would be made, cast to float32 and added in every micro-batch. Autograd adds the rows into the head's.
+    """
+    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if type(embedding) is torch.nn.Embedding and head is not None and head.weight is embedding.weight:
+        embedding.sparse = True
 
 
 def _same_on_all_ranks(module: torch.nn.Module) -> None:

@@ -1,0 +1,118 @@
+"""What one comparison is: model shapes, optimizer, variants of the peers, and the figures computed from the runs.
+
+Imports nothing heavy: the process that starts the frameworks must stay small. On Linux a child's peak resident size
+begins at that of the process that started it.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+PRESETS: Mapping[str, Mapping[str, int]] = {
+    "large-vocab": {"vocab_size": 152_000, "hidden_size": 384, "intermediate_size": 1152, "layers": 7, "heads": 6},
+    "small-vocab": {"vocab_size": 16_000, "hidden_size": 512, "intermediate_size": 1408, "layers": 12, "heads": 8},
+    "tiny": {"vocab_size": 2_000, "hidden_size": 64, "intermediate_size": 128, "layers": 2, "heads": 2},
+}
+"""Qwen3-shaped, tied embeddings, heads of 64, two query heads to a key head: 72, 44 and 0.2 million parameters."""
+
+MAX_LENGTH = 2048
+OPTIMIZER: Mapping[str, float] = {"lr": 1e-4, "weight_decay": 0.01, "eps": 1e-8}
+MAX_GRAD_NORM = 1.0
+SEED = 42
+PILOT_STEPS = 3
+DTYPES = ("bf16", "fp32")
+FRAMEWORKS: Mapping[str, str] = {
+    "bumble": "BumbleCore",
+    "trainer": "transformers Trainer",
+    "trl": "TRL SFTTrainer",
+}
+
+# Template and tokens: ChatML with the marks that say which tokens are the assistant's.
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}<|im_start|>assistant\n"
+    "{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}\n"
+    "{% else %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def model_settings(preset: str, vocabulary: int | None) -> dict[str, Any]:
+    """Arguments of `Qwen3Config`."""
+    shape = dict(PRESETS[preset])
+    layers, heads = shape.pop("layers"), shape.pop("heads")
+    shape["vocab_size"] = vocabulary or shape["vocab_size"]
+    return {
+        **shape,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": max(1, heads // 2),
+        "head_dim": 64,
+        "max_position_embeddings": MAX_LENGTH,
+        "tie_word_embeddings": True,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+    }
+
+
+def variants(framework: str, dtype: str) -> list[str]:
+    """The settings in which a peer is tried; the fastest of them is measured.
+
+    `autocast`: float32 weights, bf16 arithmetic (BumbleCore's float32 masters are the like of it). `bf16-weights`: the
+    weights, and with them AdamW's state, in bf16; less exact, and less memory. `padding-free`: TRL's own.
+    """
+    if framework == "bumble":
+        return ["default"]
+    kinds = ["autocast", "bf16-weights"] if dtype == "bf16" else ["fp32"]
+    return [kind + end for kind in kinds for end in (("", "+padding-free") if framework == "trl" else ("",))]
+
+
+def tokens_per_second(tokens: Sequence[int], seconds: Sequence[float]) -> float:
+    """Real tokens over wall seconds of every step but the first, which warms up."""
+    return sum(tokens[1:]) / sum(seconds[1:])
+
+
+def summarize(runs: Sequence[Mapping[str, Any]], tokens: Sequence[int]) -> dict[str, Any]:
+    """One framework's figures from its runs: medians of speed, the highest peak of memory, the first run's losses."""
+    speeds = [tokens_per_second(tokens[: len(run["seconds"])], run["seconds"]) for run in runs]
+    return {
+        "variant": runs[0]["variant"],
+        "tokens_per_second": statistics.median(speeds),
+        "tokens_per_second_of_runs": speeds,
+        "step_seconds": statistics.median(second for run in runs for second in run["seconds"][1:]),
+        "peak_rss_bytes": max(run["peak_rss_bytes"] for run in runs),
+        "peak_cuda_bytes": max(run["peak_cuda_bytes"] for run in runs),
+        "losses": runs[0]["losses"],
+    }
+
+
+def loss_distance(losses: Sequence[float], reference: Sequence[float]) -> float:
+    """The largest relative difference of one step's loss."""
+    if len(losses) != len(reference):
+        return math.inf
+    return max(abs(one - other) / abs(other) for one, other in zip(losses, reference, strict=True))
+
+
+def ratios(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """BumbleCore beside the faster peer (speed, and that peer's memory) and the leaner one; None without both sides."""
+    peers = {name: found for name, found in figures.items() if name != "bumble"}
+    if "bumble" not in figures or not peers:
+        return None
+    own = figures["bumble"]
+    on_gpu = own["peak_cuda_bytes"] > 0
+    memory = "peak_cuda_bytes" if on_gpu else "peak_rss_bytes"
+    faster = max(peers, key=lambda name: peers[name]["tokens_per_second"])
+    leaner = min(peers, key=lambda name: peers[name][memory])
+    return {
+        "faster_peer": faster,
+        "times_the_faster_peer": own["tokens_per_second"] / peers[faster]["tokens_per_second"],
+        "memory": memory,
+        "share_of_its_memory": own[memory] / peers[faster][memory],
+        "leaner_peer": leaner,
+        "share_of_the_leaner_peers_memory": own[memory] / peers[leaner][memory],
+    }

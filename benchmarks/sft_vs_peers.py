@@ -1,0 +1,264 @@
+"""Supervised fine-tuning by BumbleCore, transformers' Trainer and TRL's SFTTrainer: speed, memory and losses.
+
+    pip install 'bumblecore[bench]'
+    python benchmarks/sft_vs_peers.py --preset large-vocab --dtype bf16
+
+All start from the same saved weights and train on the same tokens, in the same order, with the same optimizer steps,
+each run in a fresh process, in alternation. BumbleCore is `bumble run` with its defaults. A peer runs in the fastest of
+its settings, which a short pilot finds. The first step of every run warms up and is not timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PEERS = Path(__file__).resolve().parent / "peers"
+sys.path.insert(0, str(PEERS))
+from setting import (  # noqa: E402
+    DTYPES,
+    FRAMEWORKS,
+    PILOT_STEPS,
+    PRESETS,
+    loss_distance,
+    ratios,
+    summarize,
+    tokens_per_second,
+    variants,
+)
+
+LIBRARIES = ("bumblecore", "torch", "transformers", "trl", "accelerate")
+MIB = 2**20
+
+
+def parse(given: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--preset", choices=PRESETS, default="large-vocab", help="the model's shape")
+    parser.add_argument("--vocab", type=int, help="another vocabulary than the preset's")
+    parser.add_argument("--rows", type=int, default=48, help="rows to train on, once each")
+    parser.add_argument("--batch-size", type=int, default=8, help="rows in an optimizer step")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
+    parser.add_argument("--data", type=Path, help="alpaca rows, JSON or a row a line; made up when not given")
+    parser.add_argument("--frameworks", default=",".join(FRAMEWORKS), help="which to run, in this order")
+    parser.add_argument("--variants", default="fastest", help="fastest: by a pilot; all; or names, with commas")
+    parser.add_argument("--rounds", type=int, default=2, help="runs of each framework")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
+    parser.add_argument("--json", type=Path, help="write everything measured to this file")
+    args = parser.parse_args(given)
+    args.frameworks = args.frameworks.split(",")
+    unknown = [name for name in args.frameworks if name not in FRAMEWORKS]
+    if unknown:
+        parser.error(f"--frameworks: no {', '.join(unknown)} among {', '.join(FRAMEWORKS)}")
+    if args.rows <= args.batch_size:
+        parser.error("--rows: more than one step is needed, for the first is not timed")
+    return args
+
+
+def main() -> None:
+    args = parse()
+    with tempfile.TemporaryDirectory(prefix="sft-vs-peers-") as place:
+        bench = Bench(args, Path(place))
+        bench.prepare()
+        print(bench.title(), flush=True)
+        figures = bench.figures(bench.measure(bench.candidates()))
+    print_table(figures)
+    if args.json:
+        facts = {key: bench.setting[key] for key in ("preset", "dtype", "batch_size", "rows", "threads", "on_gpu")}
+        found = {**facts, **bench.facts, "machine": machine(), "frameworks": figures, "ratios": ratios(figures)}
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+class Bench:
+    """One comparison in one directory."""
+
+    def __init__(self, args: argparse.Namespace, directory: Path) -> None:
+        self.args, self.directory = args, directory
+        self.facts: dict[str, Any] = {}
+        threads = str(args.threads)
+        self.environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_CACHE": str(directory / "datasets"),
+            "BUMBLE_NO_PLUGINS": "1",
+            "PYTHONPATH": os.pathsep.join([str(PEERS), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        }
+        if args.device == "cpu":
+            self.environment["CUDA_VISIBLE_DEVICES"] = ""
+        self.setting = {
+            "directory": str(directory),
+            "preset": args.preset,
+            "vocabulary": args.vocab,
+            "rows": args.rows,
+            "batch_size": args.batch_size,
+            "dtype": args.dtype,
+            "data": str(args.data.resolve()) if args.data else None,
+            "threads": args.threads,
+            "on_gpu": args.device == "auto" and self._has_gpu(),
+        }
+        (directory / "setting.json").write_text(json.dumps(self.setting))
+
+    def prepare(self) -> None:
+        """Weights, tokenizer and rows. Exits with the last lines of whatever goes wrong."""
+        self._run([sys.executable, str(PEERS / "prepare.py"), str(self.directory / "setting.json")])
+        self.facts = json.loads((self.directory / "facts.json").read_text())
+
+    def title(self) -> str:
+        setting, facts = self.setting, self.facts
+        tokens, trained = sum(facts["step_tokens"]), sum(facts["step_trained_tokens"])
+        return (
+            f"{setting['preset']}: {facts['parameters'] / 1e6:.1f} M parameters, vocabulary "
+            f"{facts['model']['vocab_size']}; {setting['rows']} rows, {tokens} tokens ({trained} trained), "
+            f"{len(facts['step_tokens'])} steps of {setting['batch_size']} rows; {setting['dtype']}, "
+            f"{'GPU' if setting['on_gpu'] else 'CPU'}, {setting['threads']} threads"
+        )
+
+    def candidates(self) -> list[tuple[str, str]]:
+        """(framework, variant) pairs to measure, by the pilot where there is a choice."""
+        chosen = []
+        for framework in self.args.frameworks:
+            names = variants(framework, self.args.dtype)
+            if self.args.variants not in ("fastest", "all") and len(names) > 1:
+                names = [name for name in names if name in self.args.variants.split(",")]
+            if self.args.variants == "fastest" and len(names) > 1:
+                names = [self._fastest(framework, names)]
+            chosen += [(framework, name) for name in names]
+        return chosen
+
+    def measure(self, candidates: list[tuple[str, str]]) -> dict[str, list[dict[str, Any]]]:
+        """Runs of each candidate, in alternation. The key is the framework, with the variant where it has several."""
+        frameworks = [framework for framework, _ in candidates]
+        runs: dict[str, list[dict[str, Any]]] = {}
+        for round_number in range(1, self.args.rounds + 1):
+            for framework, variant in candidates:
+                key = framework if frameworks.count(framework) == 1 else f"{framework} {variant}"
+                run = self.run(framework, variant)
+                runs.setdefault(key, []).append(run)
+                print(f"round {round_number}: {framework} {variant}: {self._words(run)}", flush=True)
+        return runs
+
+    def figures(self, runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+        figures = {key: summarize(found, self.facts["step_tokens"]) for key, found in runs.items()}
+        reference = figures.get("bumble")
+        for found in figures.values():
+            found["loss_distance"] = loss_distance(found["losses"], reference["losses"]) if reference else None
+        return figures
+
+    def run(self, framework: str, variant: str, steps: int = 0) -> dict[str, Any]:
+        """Seconds and loss of each step, and the process's peaks of memory."""
+        if framework == "bumble":
+            return self._run_bumble()
+        out = self.directory / "out.json"
+        command = [sys.executable, str(PEERS / "hf_worker.py"), str(self.directory / "setting.json")]
+        peak = self._run([*command, framework, variant, str(steps), str(out)])
+        return {**json.loads(out.read_text()), "peak_rss_bytes": peak}
+
+    def _run_bumble(self) -> dict[str, Any]:
+        plugin = ["-p", "cuda_peak"] if self.setting["on_gpu"] else []
+        config = str(self.directory / "bumble.yaml")
+        peak = self._run([sys.executable, "-m", "bumblecore_core", *plugin, "run", "--overwrite", config])
+        run = self.directory / "run"
+        steps = json.loads((run / "metrics.json").read_text())
+        seconds = [1 / step["steps_per_second"] for step in steps]
+        tokens = [round(step["tokens_per_second"] * second) for step, second in zip(steps, seconds, strict=True)]
+        if tokens != self.facts["step_tokens"]:
+            raise SystemExit(f"bumble run trained on {tokens} tokens, not on {self.facts['step_tokens']}")
+        return {
+            "variant": "default",
+            "seconds": seconds,
+            "losses": [step["loss"] for step in steps],
+            "peak_rss_bytes": peak,
+            "peak_cuda_bytes": int((run / "cuda_peak.txt").read_text()) if plugin else 0,
+        }
+
+    def _fastest(self, framework: str, names: list[str]) -> str:
+        """The variant with the most tokens a second over a few steps."""
+        speeds = {}
+        for name in names:
+            run = self.run(framework, name, min(PILOT_STEPS, len(self.facts["step_tokens"])))
+            speeds[name] = tokens_per_second(self.facts["step_tokens"][: len(run["seconds"])], run["seconds"])
+            print(f"pilot: {framework} {name}: {self._words(run)}", flush=True)
+        return max(speeds, key=lambda name: speeds[name])
+
+    def _words(self, run: dict[str, Any]) -> str:
+        speed = tokens_per_second(self.facts["step_tokens"][: len(run["seconds"])], run["seconds"])
+        return f"{speed:.1f} tokens/s, {run['peak_rss_bytes'] / MIB:.0f} MiB"
+
+    def _has_gpu(self) -> bool:
+        """Asked in another process: this one must stay small (see `setting.py`)."""
+        check = [sys.executable, "-c", "import torch, sys; sys.exit(not torch.cuda.is_available())"]
+        return subprocess.run(check, env=self.environment, check=False).returncode == 0
+
+    def _run(self, command: list[str]) -> int:
+        """Runs to the end; returns the process's own peak resident size in bytes."""
+        log = self.directory / "log.txt"
+        with log.open("wb") as sink:
+            process = subprocess.Popen(command, env=self.environment, stdout=sink, stderr=sink, cwd=self.directory)
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            tail = log.read_text(errors="replace").splitlines()[-25:]
+            raise SystemExit("\n".join([f"failed: {' '.join(command)}", *tail]))
+        return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def print_table(figures: dict[str, dict[str, Any]]) -> None:
+    """One line per framework, the losses, and the ratios."""
+    print(
+        f"\n{'framework':<22} {'setting':<26} {'tokens/s':>9} {'step s':>8} {'RSS MiB':>8} {'CUDA MiB':>8} {'loss Δ':>8}"
+    )
+    for key, found in figures.items():
+        distance = "" if found["loss_distance"] is None else f"{found['loss_distance']:.1e}"
+        name = FRAMEWORKS[key.split(" ")[0]]
+        print(
+            f"{name:<22} {found['variant']:<26} {found['tokens_per_second']:>9.1f} {found['step_seconds']:>8.2f} "
+            f"{found['peak_rss_bytes'] / MIB:>8.0f} {found['peak_cuda_bytes'] / MIB:>8.0f} {distance:>8}"
+        )
+    print("\nloss of each step")
+    for key, found in figures.items():
+        print(f"{key:<22} " + " ".join(f"{loss:.4f}" for loss in found["losses"]))
+    found = ratios(figures)
+    if found:
+        print(
+            f"\nBumbleCore: {found['times_the_faster_peer']:.2f} times the tokens/s of the faster peer "
+            f"({found['faster_peer']}) in {found['share_of_its_memory']:.2f} of its memory; "
+            f"{found['share_of_the_leaner_peers_memory']:.2f} of the leaner peer's ({found['leaner_peer']})"
+        )
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    libraries = {}
+    for name in LIBRARIES:
+        try:
+            libraries[name] = version(name)
+        except PackageNotFoundError:
+            libraries[name] = None
+    return {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version(), **libraries}
+
+
+def processor() -> str:
+    """The processor's name; on Linux from /proc/cpuinfo."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+if __name__ == "__main__":
+    main()
