@@ -31,7 +31,11 @@ def run(ctx: click.Context, configs: tuple[str, ...], overrides: tuple[str, ...]
     from bumblecore_core.run.execute import execute
 
     for one in resolved:
-        with located(one):
-            outcome = execute(one, registry, app.switches, overwrite=overwrite, announce=announce)
+        try:
+            with located(one):
+                outcome = execute(one, registry, app.switches, overwrite=overwrite, announce=announce)
+        except KeyboardInterrupt:
+            click.echo(f"interrupted: no model was saved in {one.config.output_dir}; what was logged is there", err=True)
+            ctx.exit(INTERRUPTED)
         if outcome.rank == 0:
             ended(one.config.output_dir, outcome)

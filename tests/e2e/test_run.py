@@ -9,9 +9,9 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from workbench import make_model_config, pretrain_settings, sft_settings, workbench, write_config
 
 from bumblecore_core.cli import main
+from workbench import make_model_config, pretrain_settings, sft_settings, workbench, write_config
 
 
 @pytest.fixture(scope="module")
