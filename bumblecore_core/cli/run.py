@@ -29,13 +29,19 @@ def run(ctx: click.Context, configs: tuple[str, ...], overrides: tuple[str, ...]
     from bumblecore_core.cli.report import announce, ended
     from bumblecore_core.config.origins import located
     from bumblecore_core.run.execute import execute
+    from bumblecore_core.run.later import check_later_run
 
+    for at, later in enumerate(resolved[1:], 1):
+        with located(later):
+            check_later_run(later, resolved[:at], overwrite=overwrite)
     for one in resolved:
         try:
             with located(one):
                 outcome = execute(one, registry, app.switches, overwrite=overwrite, announce=announce)
         except KeyboardInterrupt:
-            click.echo(f"interrupted: no model was saved in {one.config.output_dir}; what was logged is there", err=True)
+            click.echo(
+                f"interrupted: no model was saved in {one.config.output_dir}; what was logged is there", err=True
+            )
             ctx.exit(INTERRUPTED)
         if outcome.rank == 0:
             ended(one.config.output_dir, outcome)

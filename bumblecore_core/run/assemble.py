@@ -23,7 +23,7 @@ from bumblecore_core.run.data.loader import collate
 from bumblecore_core.run.data.plan import BatchPlan, MicroBatch, PlanOptions
 from bumblecore_core.run.data.prepare import prepare_store, split_eval
 from bumblecore_core.run.groups import parameter_groups
-from bumblecore_core.run.model import build_model
+from bumblecore_core.run.model import build_model, check_positions, check_vocabulary, load_config
 from bumblecore_core.run.module import TrainModule
 from bumblecore_core.run.stage_factory import StageFactory
 from bumblecore_core.toolkit.policy import make_policy
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What a run needs before its weights. `rows`, `eval_rows`: indices in `store` and `eval_store`."""
+    """What a run needs before its weights. `rows`: indices in `store`; `warnings`: what to show beside the facts."""
 
     resolved: ResolvedRun
     model_dir: Path
@@ -47,6 +47,7 @@ class Prepared:
     plan: BatchPlan
     eval_store: TokenStore
     eval_plan: BatchPlan | None
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +85,11 @@ def build_engine(resolved: ResolvedRun) -> Engine:
 def prepare(
     resolved: ResolvedRun, registry: Registry, switches: PluginSwitches, *, world_size: int, progress: bool
 ) -> Prepared:
-    """Tokenizer, stage, token shards and batch plan. Raises what is wrong with data, tokenizer or template."""
+    """Tokenizer, stage, token shards and batch plan. Raises what is wrong with data, tokenizer, template or the model's
+    config.json."""
     config = resolved.config
     model_dir = resolve_model_dir(config.model.path)
+    model_config = load_config(model_dir, trust_remote_code=config.model.trust_remote_code)
     factory = StageFactory(
         stage_name=resolved.stage.record.name,
         options=resolved.stage.options,
@@ -98,6 +101,7 @@ def prepare(
         switches=switches,
     )
     tokenizer = factory.tokenizer()
+    check_vocabulary(model_config, tokenizer, model_dir)
     stage = factory.stage(resolved.stage.record, tokenizer)
     shards = _Shards(resolved, registry, stage, factory, tokenizer_fingerprint(tokenizer), progress)
     store = shards.store(config.data.path, resolved.formats, "data.path")
@@ -107,6 +111,7 @@ def prepare(
         eval_rows = np.arange(len(eval_store))
     elif config.data.eval_split is not None:
         rows, eval_rows = split_eval(len(store), config.data.eval_split, config.train.seed)
+    longest = max(int(store.lengths.max()), int(eval_store.lengths.max()))
     return Prepared(
         resolved=resolved,
         model_dir=model_dir,
@@ -117,6 +122,7 @@ def prepare(
         plan=_plan(resolved, store, rows, world_size),
         eval_store=eval_store,
         eval_plan=_plan(resolved, eval_store, eval_rows, world_size, evaluation=True) if len(eval_rows) else None,
+        warnings=check_positions(model_config, longest),
     )
 
 
@@ -131,7 +137,6 @@ def assemble(prepared: Prepared, registry: Registry, engine: Engine) -> Assemble
             directory=prepared.model_dir,
             from_config=resolved.stage.record.model_from == "config",
             attention=implementation,
-            tokenizer=prepared.tokenizer,
             seed=config.train.seed,
             gradient_checkpointing=config.model.gradient_checkpointing,
             trust_remote_code=config.model.trust_remote_code,

@@ -93,7 +93,7 @@ def _done_before(resolved: ResolvedRun, engine: Engine, directory: Path, overwri
     if engine.rank == 0:
         output_dir.require_writable(directory)
         if overwrite:
-            output_dir.clear(directory)
+            output_dir.clear(directory, config=resolved.path)
         done = output_dir.is_complete(directory, resolved.to_dict())
     return bool(engine.sum_over_ranks([float(done)])[0])
 
@@ -170,6 +170,7 @@ def prepared_facts(prepared: Prepared) -> list[tuple[str, str]]:
     eval_rows = 0 if prepared.eval_plan is None else len(prepared.eval_plan.rows)
     return [
         *data_facts(prepared.store, prepared.rows, eval_rows, prepared.plan),
+        *(("warning", warning) for warning in prepared.warnings),
         *step_facts(prepared.resolved.config, prepared.plan),
     ]
 

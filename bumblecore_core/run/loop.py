@@ -146,13 +146,14 @@ def _count_skips(
     culprits = [number for number, flag in enumerate(not_finite) if flag] or [rank]
     rows = [row for micro in window.micro_batches[culprits[0]] for row in micro.rows]
     what = "loss" if any(not_finite) else "gradient"
-    places = ", ".join(options.locate(row) for row in rows[:8])
+    places = [options.locate(row) for row in rows[:8]]
     problem = (
-        f"the {what} was not finite at step {progress.step} on rank {culprits[0]} (rows {rows[:8]}: {places}), "
-        f"{progress.skipped_in_a_row} steps in a row; {progress.skipped} skipped in all"
+        f"the {what} was not finite at step {progress.step} on rank {culprits[0]} "
+        f"(rows {rows[:8]}: {', '.join(places)}), {progress.skipped_in_a_row} steps in a row; "
+        f"{progress.skipped} skipped in all"
     )
     fix = "Lower optimizer.lr or look at these rows; train.max_skipped_steps sets how many steps may be skipped"
-    raise RunError([Problem(code="BC057", problem=problem, fix=fix)])
+    raise RunError([Problem(code="BC057", place="".join(places[:1]), problem=problem, fix=fix)])
 
 
 def _rate_figures(rates: Mapping[str, float]) -> dict[str, float]:

@@ -12,6 +12,7 @@ import torch
 
 from bumblecore_core.errors import BumbleError, ConfigError, ModelError, Problem, one
 from bumblecore_core.run.weights import stored_dtype
+from bumblecore_core.toolkit.json_files import require_json_object
 from bumblecore_core.toolkit.seeds import derive_seed
 
 SHOWN_KEYS = 5
@@ -21,6 +22,7 @@ def load_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
     """The transformers config of `directory`. Raises `ModelError` BC064, such as for an unknown model type."""
     from transformers import AutoConfig
 
+    require_json_object(directory / "config.json", "model.path")
     with _reported(directory / "config.json"):
         return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=trust_remote_code)
 
@@ -31,7 +33,6 @@ def build_model(
     from_config: bool,
     attention: str,
     seed: int,
-    tokenizer: Any = None,
     gradient_checkpointing: bool = False,
     trust_remote_code: bool = False,
 ) -> Any:
@@ -41,13 +42,11 @@ def build_model(
     directory's own weights, in a dtype that loses nothing (`weights.stored_dtype`). `attention` is a name that
     transformers knows (see `attention.select_attention`); it stays out of a saved config.json.
 
-    Raises `ModelError`: BC027 (the tokenizer has ids beyond the embedding), BC029 (a weight file is missing), BC030
-    (missing, unexpected or misshapen weights), BC064 (anything else that keeps the model from loading), and
-    `ConfigError` BC039 where the model has no gradient checkpointing.
+    Raises `ModelError`: BC029 (a weight file is missing), BC030 (missing, unexpected or misshapen weights), BC064
+    (anything else that keeps the model from loading), and `ConfigError` BC039 where the model has no gradient
+    checkpointing.
     """
     config = load_config(directory, trust_remote_code=trust_remote_code)
-    if tokenizer is not None:
-        check_vocabulary(config, tokenizer, directory)
     if from_config:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "init"))
@@ -102,6 +101,19 @@ def check_vocabulary(config: Any, tokenizer: Any, directory: Path) -> None:
         place=str(directory / "config.json"),
         field="model.tokenizer",
     )
+
+
+def check_positions(config: Any, longest: int) -> tuple[str, ...]:
+    """A warning where the longest example has more tokens than the model was made for. Raises `ConfigError` BC039 where
+    the model has no positions beyond (rotary ones can be computed for any length, a learned table ends)."""
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None)
+    if not isinstance(positions, int) or longest <= positions:
+        return ()
+    problem = f"the longest example has {longest:,} tokens, the model's config.json says {positions:,} positions"
+    if getattr(text, "rope_parameters", None) or getattr(text, "rope_theta", None):
+        return (problem,)
+    raise one(ConfigError, "BC039", problem, f"Set it to {positions} or less", field="data.max_length")
 
 
 def _from_config(config: Any, directory: Path, *, attention: str, trust_remote_code: bool) -> Any:

@@ -18,6 +18,7 @@ from bumblecore_core.run.saving import write_text
 RUN_FILE = "run.yaml"
 LOCK_FILE = "run.lock.json"
 FINAL = "final"
+HEADER = "# The resolved configuration of this run.\n"
 OURS = (RUN_FILE, LOCK_FILE, FINAL, "logs", "metrics.json")
 
 
@@ -30,14 +31,20 @@ def require_writable(directory: Path) -> None:
         probe.unlink()
     except OSError as error:
         fix = "Choose another output_dir, or make this one writable"
-        raise one(RunError, "BC042", f"cannot write here: {error.strerror}", fix, place=str(directory)) from error
+        problem = f"cannot write here: {error.strerror}"
+        raise one(RunError, "BC042", problem, fix, place=str(directory), field="output_dir") from error
 
 
 def is_complete(directory: Path, config: Mapping[str, Any]) -> bool:
-    """Whether a run of this very config has ended here. Raises `RunError` BC043 where another run wrote here."""
+    """Whether a run of this very config has ended here. Raises `RunError` BC043 where another run wrote here, BC069
+    where a run.yaml lies here that no run wrote."""
     found = _read(directory / RUN_FILE)
     if found is None:
         return False
+    if not _written_by_a_run(directory):
+        problem = "a run.yaml lies here that no run wrote, and this run would replace it"
+        fix = "Move that file, or choose another output_dir"
+        raise one(RunError, "BC069", problem, fix, place=str(directory / RUN_FILE), field="output_dir")
     differing = sorted(set(_differing(found, dict(config))))
     if differing:
         problem = "holds another run; differing: " + ", ".join(differing[:8])
@@ -48,21 +55,29 @@ def is_complete(directory: Path, config: Mapping[str, Any]) -> bool:
 
 def write_run_files(directory: Path, config: Mapping[str, Any], lock: Mapping[str, Any]) -> None:
     """Writes the resolved config, which `bumble run` accepts again, and what the run was made from."""
-    text = "# The resolved configuration of this run.\n" + dump(dict(config))
-    write_text(directory / RUN_FILE, text)
+    write_text(directory / RUN_FILE, HEADER + dump(dict(config)))
     write_text(directory / LOCK_FILE, json.dumps(lock, indent=2) + "\n")
 
 
-def clear(directory: Path) -> None:
-    """Deletes what a run of ours wrote here, and nothing else."""
-    if not (directory / RUN_FILE).is_file():
+def clear(directory: Path, *, config: Path | None = None) -> None:
+    """Deletes what a run of ours wrote here, and nothing else; nor `config`, the file that the new run is made from."""
+    if not _written_by_a_run(directory):
         return
     for name in OURS:
         path = directory / name
+        if config is not None and path.exists() and config.exists() and path.samefile(config):
+            continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def _written_by_a_run(directory: Path) -> bool:
+    try:
+        return (directory / RUN_FILE).read_text(encoding="utf-8").startswith(HEADER)
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -70,9 +85,12 @@ def _read(path: Path) -> dict[str, Any] | None:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, yaml.YAMLError) as error:
-        fix = "Choose another output_dir, or delete this directory"
-        raise one(RunError, "BC043", "holds a run whose run.yaml cannot be read", fix, place=str(path)) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        problem, fix = (
+            "holds a run whose run.yaml cannot be read",
+            "Choose another output_dir, or delete this directory",
+        )
+        raise one(RunError, "BC043", problem, fix, place=str(path), field="output_dir") from error
     return loaded if isinstance(loaded, dict) else {}
 
 

@@ -56,7 +56,7 @@ class ChatTemplate:
         try:
             texts, marks = render_jinja_template([messages], tools, chat_template=source, **how, **self._variables)
         except Exception as error:  # a template is someone else's program: anything may come out of it
-            said = " ".join(str(error).split())[:200] or type(error).__name__
+            said = _without_row(" ".join(str(error).split()), messages)[:200] or type(error).__name__
             raise RowError(
                 code="BC023",
                 field="messages",
@@ -93,6 +93,15 @@ class ChatTemplate:
                 "put them around the reply in the template's message loop, outside macros and set blocks",
                 field="model.chat_template",
             )
+
+
+def _without_row(said: str, messages: list[Message]) -> str:
+    """A template's message without what it quotes of the row."""
+    texts = {" ".join(message["content"].split()) for message in messages if isinstance(message.get("content"), str)}
+    for text in sorted(texts, key=len, reverse=True):
+        if len(text) > 3:  # shorter ones tell nothing, and occur in any message
+            said = said.replace(text, "…")
+    return said
 
 
 def _probe() -> list[Message]:

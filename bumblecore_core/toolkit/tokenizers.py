@@ -10,6 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from bumblecore_core.errors import BumbleError, ModelError, did_you_mean, one
+from bumblecore_core.toolkit.json_files import require_json_object
 
 TEMPLATE_KEY = "model.chat_template"
 
@@ -63,6 +64,9 @@ def load_tokenizer(path: str | Path, *, chat_template: str | None = None, trust_
             str(directory), local_files_only=True, trust_remote_code=trust_remote_code
         )
     except Exception as error:
+        for name in ("tokenizer_config.json", "tokenizer.json"):
+            if (directory / name).exists():
+                require_json_object(directory / name, "model.tokenizer")
         problem = f"the tokenizer cannot be loaded: {_first_line(error)}"
         fix = "check that its files are whole; model.trust_remote_code: true if it ships its own code"
         raise one(ModelError, "BC064", problem, fix, place=str(directory), field="model.tokenizer") from error

@@ -11,10 +11,25 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GPT2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
-from bumblecore_core import BumbleError
-from bumblecore_core.run.model import build_model, meta_model, parameter_counts
+from bumblecore_core import BumbleError, ConfigError, ModelError
+from bumblecore_core.run.model import (
+    build_model,
+    check_positions,
+    check_vocabulary,
+    load_config,
+    meta_model,
+    parameter_counts,
+)
 
 SIZES = {
     "vocab_size": 40,
@@ -133,12 +148,25 @@ def test_from_config_needs_no_weights(copy):
 
 
 def test_row_27_a_tokenizer_with_ids_beyond_the_embedding(saved):
-    build(saved / "tied", tokenizer=Vocabulary(39))
-    for from_config in (True, False):
-        problem = problem_of(saved / "tied", tokenizer=Vocabulary(40), from_config=from_config)
-        assert (problem.code, problem.field) == ("BC027", "model.tokenizer")
-        assert "ids up to 40 (41 tokens)" in problem.problem
-        assert "40 rows" in problem.problem
+    config = load_config(saved / "tied")
+    check_vocabulary(config, Vocabulary(39), saved / "tied")
+    with pytest.raises(ModelError) as caught:
+        check_vocabulary(config, Vocabulary(40), saved / "tied")
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.field) == ("BC027", "model.tokenizer")
+    assert "ids up to 40 (41 tokens)" in problem.problem
+    assert "40 rows" in problem.problem
+
+
+def test_more_tokens_than_positions():
+    rotary = LlamaConfig(**SIZES, max_position_embeddings=16)
+    assert check_positions(rotary, 16) == ()
+    assert "17 tokens" in check_positions(rotary, 17)[0]
+    learned = GPT2Config(n_positions=16)
+    assert check_positions(learned, 16) == ()
+    with pytest.raises(ConfigError, match=r"BC039 data\.max_length: .* 17 tokens.* 16 or less"):
+        check_positions(learned, 17)
+    assert check_positions(BloomConfig(), 10**6) == ()  # no position table at all
 
 
 def test_row_29_a_missing_shard_is_named(copy):

@@ -1,13 +1,13 @@
 """Bad tokenizers, chat templates and models, which are refused before anything trains."""
 
 import json
+import re
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from bad_input import SECRET, chat, good, reply, user
-from tiny_models import save_bare_model
 from workbench import TEMPLATE, make_model_config
 
 PLAIN = TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
@@ -16,7 +16,10 @@ PLAIN = TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", 
 @pytest.fixture
 def trained(own_model):
     """A model directory with weights."""
-    return save_bare_model(own_model)
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(own_model)).save_pretrained(own_model)
+    return own_model
 
 
 def change_json(path, **changes):
@@ -58,20 +61,14 @@ def test_row_23_a_template_that_is_not_jinja_names_its_line(scene):
 
 
 def test_row_24_a_template_that_rewrites_history_names_the_first_token(scene):
-    forgetful = PLAIN.replace(
-        "{{ m['content'] }}<|im_end|>", "{% if loop.last %}{{ m['content'] }}{% endif %}<|im_end|>"
-    )
+    said, cut = "{{ m['content'] }}<|im_end|>", "{% if loop.last %}{{ m['content'] }}{% endif %}<|im_end|>"
+    forgetful = PLAIN.replace(said, cut, 1)
     template = scene.file("t.jinja", forgetful)
     path = scene.rows([*good(1), chat(user(), reply("one two"), user(), reply("three"))])
     answer = scene.plan(model__chat_template=template)
     line = answer.only("BC024", f" {path}:2 messages[1]", "token ", "(<|im_end|>)", "stage.train_on: last")
     assert "{% generation %}" in line
-    scene.file(
-        "t.jinja",
-        forgetful.replace("{% if loop.last", "{% generation %}{% if loop.last", 1).replace(
-            "{% endif %}<|im_end|>", "{% endif %}<|im_end|>{% endgeneration %}", 1
-        ),
-    )
+    scene.file("t.jinja", forgetful.replace(cut, "{% generation %}" + cut + "{% endgeneration %}"))
     assert "2 read" in scene.plan(code=0, model__chat_template=template).out
 
 
@@ -96,9 +93,9 @@ def test_row_26_no_pad_token_is_needed_to_train(scene, own_model):
 
 def test_row_27_a_tokenizer_larger_than_the_embedding_names_both_sizes(scene, own_model):
     scene.rows(good(3))
-    make_model_config(own_model, vocab_size=280)
+    make_model_config(own_model, vocab_size=200)
     answer = scene.plan(model__path=own_model)
-    answer.only("BC027", f" {own_model / 'config.json'} model.tokenizer", "ids up to ", "280 rows")
+    answer.only("BC027", f" {own_model / 'config.json'} model.tokenizer", "ids up to ", "200 rows")
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------
@@ -159,7 +156,7 @@ def test_row_41_fp16_is_refused_before_the_model_is_read(scene):
 def test_a_broken_config_json(scene, own_model, content):
     scene.rows(good(3))
     (own_model / "config.json").write_text(content)
-    scene.plan(model__path=own_model).only("BC064", str(own_model), "model.path")
+    scene.plan(model__path=own_model).only("BC064", f" {own_model / 'config.json'}", "model.path")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"version": "1.0"}', b"\xff\xfe\x00"])
@@ -187,11 +184,9 @@ def test_a_model_path_that_is_wrong_names_the_nearest(scene, own_model):
 
 def test_more_tokens_than_the_model_has_positions(scene, own_model):
     scene.rows(good(3))
-    make_model_config(own_model, max_position_embeddings=64)
+    make_model_config(own_model, max_position_embeddings=16)
     out = scene.plan(code=0, model__path=own_model).out
-    assert "warning" in out
-    assert "128" in out
-    assert "64 positions" in out
+    assert re.search(r"warning +the longest example has \d+ tokens, .* 16 positions", out)
 
 
 def test_a_vocabulary_smaller_than_the_ids_of_added_tokens(scene, own_model):
@@ -199,6 +194,6 @@ def test_a_vocabulary_smaller_than_the_ids_of_added_tokens(scene, own_model):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(own_model)
-    tokenizer.add_tokens([f"<extra_{at}>" for at in range(9)])
+    tokenizer.add_tokens([f"<extra_{at}>" for at in range(90)])
     tokenizer.save_pretrained(own_model)
     scene.plan(model__path=own_model).only("BC027", "300 rows")

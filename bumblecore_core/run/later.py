@@ -1,0 +1,43 @@
+"""What can be known of a run before the runs ahead of it have trained: hours of work must not end at a wrong path."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from bumblecore_core.config.resolved import ResolvedRun
+from bumblecore_core.errors import ConfigError, one
+from bumblecore_core.run import output_dir
+from bumblecore_core.run.data.files import resolve_files
+from bumblecore_core.toolkit.tokenizers import resolve_model_dir
+
+
+def check_later_run(run: ResolvedRun, earlier: Sequence[ResolvedRun], *, overwrite: bool) -> None:
+    """Checks that model, data and output directory are there, as far as no `earlier` run makes them.
+
+    Raises `ModelError` BC061 or BC064, `DataError` as `resolve_files` does, `RunError` BC043 or BC069, and
+    `ConfigError` BC039 for two different runs with one output directory.
+    """
+    config = run.config
+    coming = [os.path.realpath(other.config.output_dir) for other in earlier]
+    here = os.path.realpath(config.output_dir)
+    if any(here == path and other.to_dict() != run.to_dict() for path, other in zip(coming, earlier, strict=True)):
+        problem = f"an earlier config of this command has the same output_dir, {config.output_dir}"
+        raise one(ConfigError, "BC039", problem, "Give each run a directory of its own", field="output_dir")
+    if not _made_by(coming, config.model.path):
+        resolve_model_dir(config.model.path)
+    for entries, formats, field in (
+        (config.data.path, run.formats, "data.path"),
+        (config.data.eval_path or (), run.eval_formats, "data.eval_path"),
+    ):
+        present = [pair for pair in zip(entries, formats, strict=True) if not _made_by(coming, pair[0].path)]
+        resolve_files([entry for entry, _ in present], [chosen for _, chosen in present], field=field)
+    if not overwrite and here not in coming:
+        output_dir.is_complete(Path(config.output_dir), run.to_dict())
+
+
+def _made_by(coming: Sequence[str], path: str) -> bool:
+    """Whether `path` lies in a directory that an earlier run writes."""
+    real = os.path.realpath(os.path.expanduser(path))
+    return any(real == directory or real.startswith(directory + os.sep) for directory in coming)
