@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from bumblecore_core import records
+from bumblecore_core.errors import Problem
 from bumblecore_core.records import Options
 from bumblecore_core.registry import PluginInfo, Provided, Registry
 
@@ -115,3 +116,8 @@ data:
   path: rows.jsonl
 output_dir: out
 """
+
+
+def brief(problems: list[Problem]) -> list[tuple[str, str, str]]:
+    """Code, place and field of each."""
+    return [(problem.code, problem.place, problem.field) for problem in problems]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import pytest
+
 from bumblecore_core.config.resolved import Selected
 from bumblecore_core.config.schema import DataSection
-from bumblecore_core.errors import RowError
+from bumblecore_core.errors import DataError, RowError
 from bumblecore_core.records import DataFormatRecord, NoOptions, StageRecord
 from bumblecore_core.run.data.prepare import prepare_store
 from bumblecore_core.values import ChatSample, Dropped, TextSample, TokenExample
@@ -97,3 +99,20 @@ def prepare(*paths, stage=None, reads="text", formats=None, make_stage=None, rec
         data=section,
         progress=False,
     )
+
+
+def refused(*args, **kwargs) -> DataError:
+    """What preparing the data raises."""
+    with pytest.raises(DataError) as caught:
+        prepare(*args, **kwargs)
+    return caught.value
+
+
+def summary(error: DataError) -> list[tuple[str, str]]:
+    """Code and place of each problem."""
+    return [(problem.code, problem.place) for problem in error.problems]
+
+
+def tokens(store) -> list[str]:
+    """The text of each example."""
+    return [bytes(store.example(index)["input_ids"].tolist()).decode() for index in range(len(store))]

@@ -1,32 +1,24 @@
-"""The JSON Schema, the generated reference and the starter: all from one schema and the installed plugins."""
+"""The JSON Schema and the generated reference: both from one schema and the installed plugins."""
 
 from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
-from click.testing import CliRunner
 from config_records import INFO, MINIMAL, make_registry
 from pydantic import ConfigDict
 
-from bumblecore_core.cli.config import config as config_group
-from bumblecore_core.cli.root import AppContext
 from bumblecore_core.config.json_schema import config_schema
 from bumblecore_core.config.reference import reference_markdown
 from bumblecore_core.config.resolve import load_run
-from bumblecore_core.config.schema import RunConfig
 from bumblecore_core.config.shape import CHOICES, sections
-from bumblecore_core.config.starter import starter_yaml
 from bumblecore_core.config.yaml import dump, parse
-from bumblecore_core.errors import BumbleError, ConfigError, PluginError
+from bumblecore_core.errors import BumbleError, PluginError
 from bumblecore_core.records import LoggerRecord, Options
-from bumblecore_core.registry import PluginSwitches, Provided, Registry, load_registry
+from bumblecore_core.registry import Provided, Registry
 
 REGISTRY = make_registry()
 SCHEMA = config_schema(REGISTRY)
@@ -197,134 +189,3 @@ def test_the_reference_names_every_key_plugin_and_option():
     widths = {len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")}
     assert widths == {5}
     assert "`[progress, log_file, metrics_json]`" in text
-
-
-# --- the starter
-
-
-@pytest.mark.parametrize("stage", ["sft", "pretrain", "dpo", "odd"])
-def test_the_starter_resolves_for_every_stage(tmp_path: Path, stage: str):
-    text = starter_yaml(stage, REGISTRY)
-    assert text.startswith("# yaml-language-server: $schema=bumble.schema.json\n")
-    assert max(map(len, text.splitlines())) <= 120
-    (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
-    run = load_run(tmp_path / "run.yaml", (), REGISTRY)
-    assert run.stage.name == stage
-    assert run.config.output_dir == f"runs/{stage}"
-
-
-def test_the_starter_with_all_comments_removed_is_the_same_run(tmp_path: Path):
-    """What a comment shows as a key is a key, at the right depth, and its value is the default."""
-    text = starter_yaml("sft", REGISTRY)
-    whole = re.sub(r"^# (loss|adapter|loggers): ", r"\1: ", text, flags=re.M)
-    whole = re.sub(r"^#   (\w+: )", r"  \1", whole, flags=re.M)
-    (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
-    (tmp_path / "whole.yaml").write_text(whole.replace("  max_steps: null\n", ""), encoding="utf-8")
-    plain = load_run(tmp_path / "run.yaml", (), REGISTRY)
-    full = load_run(tmp_path / "whole.yaml", (), REGISTRY)
-    assert full.to_dict() == plain.to_dict()
-    written = parse(whole, place=str).data
-    for name, section in sections().items():
-        assert set(written[name]) == set(section.model_fields)
-    assert set(written) == set(RunConfig.model_fields)
-
-
-def test_the_starter_of_an_unknown_stage():
-    with pytest.raises(PluginError, match=r"BC056: .*did you mean 'sft'"):
-        starter_yaml("stf", REGISTRY)
-
-
-BUILTINS = load_registry(PluginSwitches(builtins_only=True))
-
-
-@pytest.mark.parametrize("kind", ["stages", "schedulers", "optimizers", "data_formats", "loggers"])
-def test_builtin_plugins_survive_being_written_and_read(tmp_path: Path, kind: str):
-    """Each built-in, chosen by name: its resolved config is a config again, and resolves to the same run."""
-    keys = {"stages": "stage", "schedulers": "scheduler", "optimizers": "optimizer", "loggers": "loggers.0"}
-    (tmp_path / "run.yaml").write_text(MINIMAL)
-    assert BUILTINS.names(kind)
-    for item in BUILTINS.all(kind):
-        record = item.record
-        needs_data = ["data.eval_split=0.1"] if getattr(record, "needs_metric", False) else []
-        chosen = f"{keys.get(kind, 'data.format')}={record.name}"
-        first = load_run(tmp_path / "run.yaml", [chosen, *needs_data], BUILTINS)
-        (tmp_path / "again.yaml").write_text(dump(first.to_dict()))
-        assert load_run(tmp_path / "again.yaml", (), BUILTINS).to_dict() == first.to_dict()
-
-
-# --- the commands
-
-
-class App(AppContext):
-    def registry(self) -> Registry:
-        return REGISTRY
-
-
-def bumble_config(*args: str):
-    @click.group()
-    @click.pass_context
-    def root(ctx: click.Context) -> None:
-        ctx.obj = App(PluginSwitches())
-
-    root.add_command(config_group)
-    return CliRunner().invoke(root, ["config", *args])
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "run.yaml").write_text(MINIMAL)
-    return tmp_path
-
-
-def test_config_schema(folder: Path):
-    assert json.loads(bumble_config("schema").stdout) == SCHEMA
-    for _ in range(2):
-        assert bumble_config("schema", "-o", "s.json").exit_code == 0
-    assert json.loads((folder / "s.json").read_text()) == SCHEMA
-
-
-def test_config_show(folder: Path):
-    lines = bumble_config("show", "run.yaml", "--set", "optimizer.lr=1e-5").stdout.splitlines()
-    rows = {line.split()[0]: line for line in lines}
-    assert re.fullmatch(r"optimizer.lr +1e-05 +command line", rows["optimizer.lr"])
-    assert re.fullmatch(r"model.path +\"base\" +run.yaml:3", rows["model.path"])
-    assert re.fullmatch(r"train.epochs +1.0 +default", rows["train.epochs"])
-
-
-def test_config_show_json(folder: Path):
-    shown = json.loads(bumble_config("show", "run.yaml", "--json").stdout)
-    assert shown["config"] == load_run("run.yaml", (), REGISTRY).to_dict()
-    assert shown["origins"]["model.path"] == "run.yaml:3"
-
-
-def test_config_show_passes_errors_on(folder: Path):
-    result = bumble_config("show", "run.yaml", "--set", "train.epohcs=1")
-    assert isinstance(result.exception, ConfigError)
-    assert result.exception.problems[0].code == "BC034"
-
-
-def test_config_init_never_overwrites(folder: Path):
-    assert bumble_config("init", "sft").stdout == starter_yaml("sft", REGISTRY)
-    assert bumble_config("init", "sft", "-o", "new.yaml").exit_code == 0
-    assert (folder / "new.yaml").read_text() == starter_yaml("sft", REGISTRY)
-    again = bumble_config("init", "pretrain", "-o", "new.yaml")
-    assert isinstance(again.exception, ConfigError)
-    assert again.exception.problems[0].code == "BC069"
-    assert (folder / "new.yaml").read_text() == starter_yaml("sft", REGISTRY)
-
-
-def test_output_that_cannot_be_written(folder: Path):
-    result = bumble_config("schema", "-o", "nowhere/s.json")
-    assert isinstance(result.exception, ConfigError)
-    assert result.exception.problems[0].code == "BC042"
-
-
-def test_the_schema_command_does_not_import_torch():
-    code = (
-        "import sys\nfrom bumblecore_core.cli import bumble\n"
-        "bumble.main(['config', 'schema', '-o', sys.argv[1]], standalone_mode=False)\n"
-        "heavy = {'torch', 'transformers', 'numpy', 'peft'} & set(sys.modules)\nassert not heavy, heavy\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, "/dev/null"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
