@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,7 +25,9 @@ _EXPECTED = {
     "model_attributes_type": "a mapping of keys",
     "model_type": "a mapping of keys",
     "none_required": "null",
+    "string_too_short": "text that is not empty",
     "string_type": "text",
+    "too_short": "a list that is not empty",
     "tuple_type": "a list",
 }
 _TEXT_ERRORS = frozenset({"string_type", "path_type"})
@@ -155,10 +158,9 @@ def described(value: Any) -> str:
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True
 
 
 def _capital(text: str) -> str:

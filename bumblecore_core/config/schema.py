@@ -62,7 +62,9 @@ class DataFile(Section):
 
     path: str = Field(min_length=1, description="A file or a glob.")
     format: Choice | None = Field(None, description="This file's data format; data.format when not set.")
-    weight: float = Field(1.0, gt=0, description="How often its rows appear in an epoch: 2 doubles, 0.5 takes half.")
+    weight: float = Field(
+        1.0, gt=0, le=1000, description="How often its rows appear in an epoch: 2 doubles, 0.5 takes half."
+    )
 
 
 def _files(value: Any) -> Any:
@@ -100,8 +102,10 @@ class DataSection(Section):
 class TrainSection(Section):
     """Batch sizes, length, seed."""
 
-    epochs: float = Field(1.0, gt=0, description="Passes over the data; may be a fraction. Not used with max_steps.")
-    max_steps: int | None = Field(None, ge=1, description="Optimizer steps, instead of epochs.")
+    epochs: float = Field(
+        1.0, gt=0, le=1e6, description="Passes over the data; may be a fraction. Not used with max_steps."
+    )
+    max_steps: int | None = Field(None, ge=1, le=10**9, description="Optimizer steps, instead of epochs.")
     micro_batch_size: int = Field(1, ge=1, description="Rows in one forward pass on one device.")
     gradient_accumulation_steps: int = Field(1, ge=1, description="Micro-batches in one optimizer step on one device.")
     seed: int = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ def resolve_model_dir(path: str | Path) -> Path:
     beside it) or BC064 (a directory without a model).
     """
     directory = Path(path).expanduser()
-    if directory.name == "config.json" and directory.is_file():
+    if directory.name == "config.json" and os.path.isfile(directory):
         return directory.parent
-    if not directory.is_dir():
+    if not os.path.isdir(directory):  # unlike Path.is_dir, false for a name that is too long
         raise _missing(directory, "model.path", "a directory")
     for candidate in (directory, directory / "final"):
         if (candidate / "config.json").is_file():
@@ -43,7 +44,7 @@ def load_tokenizer(path: str | Path, *, chat_template: str | None = None, trust_
     BC064 (not a tokenizer, or one without a fast implementation), BC023 (the template is not valid Jinja).
     """
     directory = Path(path).expanduser()
-    if not directory.is_dir():
+    if not os.path.isdir(directory):  # unlike Path.is_dir, false for a name that is too long
         raise _missing(directory, "model.tokenizer", "a directory")
     if not (directory / "tokenizer_config.json").exists() and (directory / "final" / "tokenizer_config.json").exists():
         directory = directory / "final"
@@ -135,7 +136,7 @@ def wants_bos(tokenizer: Any) -> bool:
 
 
 def _read_template(path: Path) -> str:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise _missing(path, TEMPLATE_KEY, "a file")
     try:
         template = path.read_text(encoding="utf-8-sig")
@@ -166,6 +167,8 @@ def _read_template(path: Path) -> str:
 
 
 def _missing(path: Path, key: str, what: str) -> BumbleError:
+    if os.path.exists(path):
+        return one(ModelError, "BC061", f"this is not {what}", f"name {what}", place=str(path), field=key)
     parent = path.parent
     names = [child.name for child in parent.iterdir()] if parent.is_dir() else []
     fix = did_you_mean(path.name, names) if parent.is_dir() else f"{parent} does not exist either"

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bumblecore_core.errors import DataError
 from bumblecore_core.run.data.packing import pack_bins
 from bumblecore_core.run.data.plan import BatchPlan, PlanOptions
 
@@ -113,6 +114,17 @@ def test_weights_repeat_and_thin_files():
         assert [epoch[row] for row in range(20)] == [1] * 10 + [2] * 10
         assert sum(epoch[row] for row in range(20, 30)) == 5
     assert {r for r in seen[0] if r >= 20} != {r for r in seen[1] if r >= 20}
+
+
+def test_weights_that_leave_no_row_are_refused():
+    with pytest.raises(DataError, match=r"BC008 data\.path: .* none of 11 examples"):
+        make_plan(max_steps=2, weights=[1e-9])
+
+
+def test_a_far_step_is_found_at_once():
+    plan = make_plan(max_steps=10**9, weights=[1.5])
+    assert plan.place(10**9 - 1) == divmod(10**9 - 1, 9)  # 11 rows and round(5.5) more, two in a step
+    assert plan.window(10**9 - 1).total == 9
 
 
 @settings(max_examples=60, deadline=None)

@@ -60,7 +60,7 @@ def test_directory_without_tokenizer(tmp_path):
 def test_broken_tokenizer(saved):
     (saved / "tokenizer.json").write_text("{")
     problem = problem_of(load_tokenizer, saved)
-    assert (problem.code, problem.place) == ("BC064", str(saved))
+    assert (problem.code, problem.place) == ("BC064", f"{saved / 'tokenizer.json'}:1")
 
 
 def test_missing_and_broken_template_files(saved, tmp_path):

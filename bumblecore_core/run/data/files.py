@@ -98,6 +98,9 @@ def _unusable(path: Path, field: str) -> Problem | None:
 
 
 def _no_match(path: str, field: str) -> Problem:
+    if os.path.islink(os.path.expanduser(path)):
+        fix = "Correct the link, or name the file itself"
+        return Problem(code="BC021", place=path, field=field, problem="this link leads to no file", fix=fix)
     what = "the glob matches no file" if glob.has_magic(path) else "there is no such file"
     near = _nearest(os.path.expanduser(path))
     hint = f"did you mean '{near}'?" if near else f"Paths are relative to the working directory, {os.getcwd()}."

@@ -15,6 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from bumblecore_core.errors import DataError, one
 from bumblecore_core.run.data.packing import pack_bins
 from bumblecore_core.toolkit.seeds import derive_seed
 
@@ -72,6 +73,7 @@ class BatchPlan:
 
     `lengths`, `counts`: (n,) of the token store; `rows`: indices of the rows to use; `sources`: (n,) data file of each
     row; `weights`: per data file, how often its rows appear in an epoch. Either `epochs` or `max_steps` ends it.
+    Raises `DataError` BC008 where the weights leave an epoch without a row.
     """
 
     def __init__(
@@ -89,6 +91,10 @@ class BatchPlan:
         self.lengths, self.counts, self.rows, self.options = lengths, counts, rows, options
         self.sources = np.zeros(len(lengths), dtype=np.int32) if sources is None else sources
         self.weights = tuple(weights)
+        self._sizes = self._rows_by_source()
+        if not sum(whole * len(own) + rest for own, whole, rest in self._sizes):
+            problem = f"the weights of the data files leave none of {len(rows):,} examples in an epoch"
+            raise one(DataError, "BC008", problem, "Raise the weights", field="data.path")
         # Two epochs at most are alive at once (the one running, and the next for prefetching workers).
         self._units = lru_cache(maxsize=2)(self._make_units)
         self._windows_in = lru_cache(maxsize=None)(self._count_windows)
@@ -110,6 +116,8 @@ class BatchPlan:
 
     def place(self, step: int) -> tuple[int, int]:
         """(epoch, window in it) of a step."""
+        if not self.options.packing:  # epochs are equally long
+            return divmod(step, self._windows_in(0))
         epoch = 0
         while step >= self._windows_in(epoch):
             step -= self._windows_in(epoch)
@@ -127,12 +135,16 @@ class BatchPlan:
 
     def _steps_of(self, epochs: float) -> int:
         whole = math.floor(epochs)
-        steps = sum(self._windows_in(epoch) for epoch in range(whole))
+        steps = sum(map(self._windows_in, range(whole))) if self.options.packing else whole * self._windows_in(0)
         # ceil, less a hair: 0.1 + 0.2 epochs of 10 windows are 3 windows, not 4
         return max(1, steps + math.ceil((epochs - whole) * self._windows_in(whole) - 1e-9) if epochs > whole else steps)
 
     def _count_windows(self, epoch: int) -> int:
-        return math.ceil((len(self._units(epoch)[1]) - 1) / self._units_in_window)
+        if self.options.packing:
+            units = len(self._units(epoch)[1]) - 1
+        else:
+            units = sum(whole * len(own) + rest for own, whole, rest in self._sizes)
+        return math.ceil(units / self._units_in_window)
 
     @property
     def _units_in_window(self) -> int:
@@ -160,13 +172,21 @@ class BatchPlan:
         if all(weight == 1.0 for weight in self.weights):
             return self.rows
         parts = []
+        for own, whole, rest in self._sizes:
+            parts.extend([own] * whole)
+            parts.append(np.sort(rng.permutation(own)[:rest]))
+        return np.concatenate(parts)
+
+    def _rows_by_source(self) -> list[tuple[np.ndarray, int, int]]:
+        """For each data file its rows, how often all of them appear in an epoch, and how many appear once more."""
+        if all(weight == 1.0 for weight in self.weights):
+            return [(self.rows, 1, 0)]
+        found = []
         for source, weight in enumerate(self.weights):
             own = self.rows[self.sources[self.rows] == source]
             whole = math.floor(weight)
-            parts.extend([own] * whole)
-            rest = round((weight - whole) * len(own))
-            parts.append(np.sort(rng.permutation(own)[:rest]))
-        return np.concatenate(parts)
+            found.append((own, whole, round((weight - whole) * len(own))))
+        return found
 
     def _window(self, epoch: int, index: int) -> Window:
         rows, offsets = self._units(epoch)
