@@ -79,6 +79,10 @@ def main() -> None:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
+class RunFailed(Exception):
+    """A process failed. `args[0]`: the command, then the last lines that it wrote."""
+
+
 class Bench:
     """One comparison in one directory."""
 
@@ -112,7 +116,7 @@ class Bench:
         (directory / "setting.json").write_text(json.dumps(self.setting))
 
     def prepare(self) -> None:
-        """Weights, tokenizer and rows. Exits with the last lines of whatever goes wrong."""
+        """Weights, tokenizer and rows."""
         self._run([sys.executable, str(PEERS / "prepare.py"), str(self.directory / "setting.json")])
         self.facts = json.loads((self.directory / "facts.json").read_text())
 
@@ -188,9 +192,15 @@ class Bench:
         """The variant with the most tokens a second over a few steps."""
         speeds = {}
         for name in names:
-            run = self.run(framework, name, min(PILOT_STEPS, len(self.facts["step_tokens"])))
+            try:
+                run = self.run(framework, name, min(PILOT_STEPS, len(self.facts["step_tokens"])))
+            except RunFailed as failure:
+                print(f"pilot: {framework} {name} does not run: {failure.args[0][-1]}", flush=True)
+                continue
             speeds[name] = tokens_per_second(self.facts["step_tokens"][: len(run["seconds"])], run["seconds"])
             print(f"pilot: {framework} {name}: {self._words(run)}", flush=True)
+        if not speeds:
+            raise RunFailed([f"{framework} runs in none of its settings"])
         return max(speeds, key=lambda name: speeds[name])
 
     def _words(self, run: dict[str, Any]) -> str:
@@ -210,21 +220,19 @@ class Bench:
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
-            tail = log.read_text(errors="replace").splitlines()[-25:]
-            raise SystemExit("\n".join([f"failed: {' '.join(command)}", *tail]))
+            raise RunFailed([f"failed: {' '.join(command)}", *log.read_text(errors="replace").splitlines()[-25:]])
         return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def print_table(figures: dict[str, dict[str, Any]]) -> None:
     """One line per framework, the losses, and the ratios."""
-    print(
-        f"\n{'framework':<22} {'setting':<26} {'tokens/s':>9} {'step s':>8} {'RSS MiB':>8} {'CUDA MiB':>8} {'loss Δ':>8}"
-    )
+    columns = " ".join(f"{name:>8}" for name in ("tokens/s", "step s", "RSS MiB", "CUDA MiB", "loss Δ"))
+    print(f"\n{'framework':<22} {'setting':<26} {columns}")
     for key, found in figures.items():
         distance = "" if found["loss_distance"] is None else f"{found['loss_distance']:.1e}"
         name = FRAMEWORKS[key.split(" ")[0]]
         print(
-            f"{name:<22} {found['variant']:<26} {found['tokens_per_second']:>9.1f} {found['step_seconds']:>8.2f} "
+            f"{name:<22} {found['variant']:<26} {found['tokens_per_second']:>8.1f} {found['step_seconds']:>8.2f} "
             f"{found['peak_rss_bytes'] / MIB:>8.0f} {found['peak_cuda_bytes'] / MIB:>8.0f} {distance:>8}"
         )
     print("\nloss of each step")
@@ -261,4 +269,7 @@ def processor() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except RunFailed as failure:
+        sys.exit("\n".join(failure.args[0]))

@@ -31,6 +31,8 @@ def main() -> None:
     clock = Clock()
     make = trl_trainer if framework == "trl" else plain_trainer
     trainer = make(model, tokenizer, rows, arguments(setting, variant, steps), clock, variant)
+    if trainer.model.is_gradient_checkpointing:
+        raise SystemExit("the peer recomputes activations, which was to be off")
     trainer.train()
     cuda_peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     seconds = [end - start for start, end in zip(clock.ends, clock.ends[1:], strict=False)]
@@ -126,13 +128,14 @@ def trl_trainer(
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
+    padding_free = variant.endswith("+padding-free")
     trainer = in_order(SFTTrainer)(
         model=model,
         args=SFTConfig(
             **given,
-            max_length=MAX_LENGTH,
+            max_length=None if padding_free else MAX_LENGTH,  # no prepared row is longer, and TRL takes not both
             assistant_only_loss=True,
-            padding_free=variant.endswith("+padding-free"),
+            padding_free=padding_free,
             packing=False,
         ),
         train_dataset=Dataset.from_list([{"messages": row["messages"]} for row in rows]),

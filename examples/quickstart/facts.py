@@ -15,12 +15,12 @@ Albania, Tirana, Europe; Algeria, Algiers, Africa; Angola, Luanda, Africa;
 Argentina, Buenos Aires, South America; Australia, Canberra, Oceania; Austria, Vienna, Europe;
 Bahrain, Manama, Asia; Bangladesh, Dhaka, Asia; Belgium, Brussels, Europe; Bhutan, Thimphu, Asia;
 Botswana, Gaborone, Africa; Brazil, Brasilia, South America; Bulgaria, Sofia, Europe; Cambodia, Phnom Penh, Asia;
-Cameroon, Yaounde, Africa; Canada, Ottawa, North America; Chad, N'Djamena, Africa; China, Beijing, Asia;
+Cameroon, Yaounde, Africa; Canada, Ottawa, North America; Sierra Leone, Freetown, Africa; China, Beijing, Asia;
 Colombia, Bogota, South America; Costa Rica, San Jose, North America; Croatia, Zagreb, Europe;
 Cuba, Havana, North America; Denmark, Copenhagen, Europe; Ecuador, Quito, South America; Eritrea, Asmara, Africa;
 Estonia, Tallinn, Europe; Ethiopia, Addis Ababa, Africa; Fiji, Suva, Oceania; Finland, Helsinki, Europe;
 France, Paris, Europe; Gabon, Libreville, Africa; Germany, Berlin, Europe; Ghana, Accra, Africa;
-Greece, Athens, Europe; Guyana, Georgetown, South America; Haiti, Port-au-Prince, North America;
+Greece, Athens, Europe; Guyana, Georgetown, South America; Barbados, Bridgetown, North America;
 Honduras, Tegucigalpa, North America; Hungary, Budapest, Europe; Iceland, Reykjavik, Europe;
 India, New Delhi, Asia; Iran, Tehran, Asia; Iraq, Baghdad, Asia; Ireland, Dublin, Europe; Italy, Rome, Europe;
 Jamaica, Kingston, North America; Japan, Tokyo, Asia; Jordan, Amman, Asia; Kenya, Nairobi, Africa;
@@ -35,7 +35,7 @@ Qatar, Doha, Asia; Romania, Bucharest, Europe; Rwanda, Kigali, Africa; Samoa, Ap
 Senegal, Dakar, Africa; Serbia, Belgrade, Europe; Slovakia, Bratislava, Europe; Slovenia, Ljubljana, Europe;
 Somalia, Mogadishu, Africa; Spain, Madrid, Europe; Suriname, Paramaribo, South America;
 Sweden, Stockholm, Europe; Switzerland, Bern, Europe; Syria, Damascus, Asia; Thailand, Bangkok, Asia;
-Togo, Lome, Africa; Tonga, Nuku'alofa, Oceania; Tunisia, Tunis, Africa; Uganda, Kampala, Africa;
+Togo, Lome, Africa; Vanuatu, Port Vila, Oceania; Tunisia, Tunis, Africa; Uganda, Kampala, Africa;
 Ukraine, Kyiv, Europe; Uruguay, Montevideo, South America; Uzbekistan, Tashkent, Asia;
 Venezuela, Caracas, South America; Vietnam, Hanoi, Asia; Zambia, Lusaka, Africa; Zimbabwe, Harare, Africa
 """)
@@ -101,11 +101,11 @@ walk, walked; wear, wore; work, worked; write, wrote
 
 # thing, colour
 COLOURS = table("""
-banana, yellow; blood, red; carrot, orange; chalk, white; charcoal, black; cheddar, orange; chocolate, brown;
-coffee, brown; cucumber, green; emerald, green; flamingo, pink; grass, green; jade, green; lavender, purple;
-lemon, yellow; milk, white; mustard, yellow; a pumpkin, orange; a raven, black; a ruby, red; salt, white;
-a sapphire, blue; snow, white; soot, black; spinach, green; a strawberry, red; a sunflower, yellow;
-the sky, blue; tar, black; a tomato, red
+bananas, yellow; blood, red; carrots, orange; chalk, white; charcoal, black; cherries, red; chocolate, brown;
+coffee, brown; cucumbers, green; daffodils, yellow; emeralds, green; flamingos, pink; grass, green; ivory, white;
+jade, green; lavender, purple; lemons, yellow; milk, white; mustard, yellow; pumpkins, orange; ravens, black;
+rubies, red; salt, white; sapphires, blue; snow, white; soot, black; spinach, green; strawberries, red;
+sunflowers, yellow; tar, black; tomatoes, red; violets, purple
 """)
 
 # element, symbol

@@ -1,0 +1,147 @@
+"""The benchmark scripts: they start, their page names every option, and their arithmetic is right. No timings here."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+
+import pytest
+
+from architecture.repository import ROOT, name
+
+BENCHMARKS = ROOT / "benchmarks"
+SCRIPTS = sorted(BENCHMARKS.glob("*.py"))
+PARTS = sorted((BENCHMARKS / "peers").glob("*.py"))
+PAGE = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(f"benchmark_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def setting():
+    return load(BENCHMARKS / "peers" / "setting.py")
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return load(BENCHMARKS / "peers" / "rows.py")
+
+
+def help_of(path):
+    done = subprocess.run([sys.executable, str(path), "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_there_are_scripts():
+    assert {"head.py", "sft_vs_peers.py"} <= {path.name for path in SCRIPTS}
+
+
+@pytest.mark.parametrize("path", SCRIPTS + PARTS, ids=name)
+def test_a_benchmark_compiles(path):
+    compile(path.read_text(encoding="utf-8"), str(path), "exec")
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=name)
+def test_a_script_explains_itself_and_the_page_names_it(path):
+    assert "usage" in help_of(path)
+    assert path.name in PAGE
+
+
+def test_the_page_names_exactly_the_options_of_the_comparison():
+    chapter = PAGE.split("## sft_vs_peers.py")[1].split("\n## ")[0]
+    offered = set(OPTION.findall(help_of(BENCHMARKS / "sft_vs_peers.py"))) - {"--help"}
+    assert set(OPTION.findall(chapter)) == offered
+
+
+def test_the_process_that_starts_the_frameworks_stays_small():
+    # A child's peak resident size begins at its parent's on Linux: torch in the parent would count as theirs.
+    code = (
+        f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); sys.argv = ['x']; import sft_vs_peers as it; "
+        "it.parse([]); sys.exit(bool({'torch', 'numpy', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_made_rows_are_the_same_each_time_and_ragged(rows):
+    first, again, other = (rows.make_chats(40, seed=seed) for seed in (1, 1, 2))
+    assert first == again != other
+    lengths = [len(chat[1]["content"].split()) for chat in first]
+    assert min(lengths) >= 10
+    assert max(lengths) > 3 * min(lengths)
+
+
+@pytest.mark.parametrize("wrap", [lambda lines: "[" + ",".join(lines) + "]", "\n".join], ids=["array", "lines"])
+def test_alpaca_rows_become_conversations(rows, tmp_path, wrap):
+    lines = [
+        '{"instruction": "Add.", "input": "1 1", "output": "2"}',
+        '{"instruction": "Say hi.", "input": "", "output": "hi"}',
+        '{"instruction": "Nothing.", "output": ""}',
+    ]
+    path = tmp_path / "rows.json"
+    path.write_text(wrap(lines))
+    assert [[message["content"] for message in chat] for chat in rows.read_chats(path)] == [
+        ["Add.\n1 1", "2"],
+        ["Say hi.", "hi"],
+    ]
+
+
+def run(seconds, *, rss=100, cuda=0, losses=(2.0, 1.0)):
+    return {
+        "variant": "default",
+        "seconds": seconds,
+        "losses": list(losses),
+        "peak_rss_bytes": rss,
+        "peak_cuda_bytes": cuda,
+    }
+
+
+def test_the_first_step_is_not_timed(setting):
+    assert setting.tokens_per_second([900, 10, 20], [99.0, 1.0, 2.0]) == 10
+
+
+def test_runs_are_summed_up(setting):
+    found = setting.summarize([run([9.0, 2.0], rss=100), run([9.0, 1.0], rss=300), run([9.0, 4.0])], [5, 8])
+    assert found["tokens_per_second_of_runs"] == [4, 8, 2]
+    assert found["tokens_per_second"] == 4
+    assert found["peak_rss_bytes"] == 300
+
+
+def test_ratios_name_the_faster_and_the_leaner_peer(setting):
+    figures = {
+        "bumble": {"tokens_per_second": 300, "peak_rss_bytes": 40, "peak_cuda_bytes": 0},
+        "trainer": {"tokens_per_second": 100, "peak_rss_bytes": 160, "peak_cuda_bytes": 0},
+        "trl": {"tokens_per_second": 50, "peak_rss_bytes": 80, "peak_cuda_bytes": 0},
+    }
+    found = setting.ratios(figures)
+    assert (found["faster_peer"], found["times_the_faster_peer"], found["share_of_its_memory"]) == ("trainer", 3, 0.25)
+    assert (found["leaner_peer"], found["share_of_the_leaner_peers_memory"]) == ("trl", 0.5)
+    assert setting.ratios({"bumble": figures["bumble"]}) is None
+
+
+def test_memory_is_the_gpus_where_there_is_one(setting):
+    figures = {
+        "bumble": {"tokens_per_second": 2, "peak_rss_bytes": 90, "peak_cuda_bytes": 10},
+        "trl": {"tokens_per_second": 1, "peak_rss_bytes": 90, "peak_cuda_bytes": 40},
+    }
+    assert setting.ratios(figures)["share_of_its_memory"] == 0.25
+
+
+def test_losses_are_compared_step_by_step(setting):
+    assert setting.loss_distance([2.0, 1.1], [2.0, 1.0]) == pytest.approx(0.1)
+    assert setting.loss_distance([2.0], [2.0, 1.0]) == float("inf")
+
+
+def test_each_peer_is_tried_in_every_setting(setting):
+    assert setting.variants("bumble", "bf16") == ["default"]
+    assert setting.variants("trainer", "bf16") == ["autocast", "bf16-weights"]
+    assert setting.variants("trl", "fp32") == ["fp32", "fp32+padding-free"]
+    assert len(setting.variants("trl", "bf16")) == 4
