@@ -133,9 +133,11 @@ class EngineContext:
 class Engine(Protocol):
     """Owns devices, wrapping, backward, step and state. One engine per process; `rank` 0 speaks.
 
-    `dtype`: the dtype that the weights compute in, resolved from the context's.
+    `dtype`: the dtype that the weights compute in, resolved from the context's. `background_saving`: whether
+    `training_state` can copy, so that files are written while training goes on.
     """
 
+    background_saving: bool
     rank: int
     world_size: int
     device: torch.device
@@ -192,7 +194,22 @@ class Engine(Protocol):
 
     def model_state(self) -> dict[str, torch.Tensor]:
         """The full weights of the wrapped model in its compute dtype, under the inner model's names, on rank 0 (an
-        empty dict elsewhere). A collective."""
+        empty dict elsewhere). A collective. The tensors may be the live ones: they hold until the next step."""
+        ...
+
+    def training_state(self, *, copy: bool) -> Callable[[Path], None]:
+        """What this rank saves beside the weights (optimizer, schedule, masters, loss scale), as a function that writes
+        it into an empty directory of this rank's own. A collective.
+
+        With `copy` (asked for only where `background_saving`) the function holds copies, runs in another thread while
+        training goes on, and uses no collectives. Without, every rank calls it before the next step.
+        """
+        ...
+
+    def load_training_state(self, *, directory: Path) -> None:
+        """Puts back what was saved into `directory`/rank-0, `directory`/rank-1, …; called after `prepare`, whose model
+        holds the saved weights already. Raises `RunError` BC048 or BC049 where this engine cannot continue from the
+        number of ranks or the ZeRO stage that it was saved under."""
         ...
 
     def close(self) -> None:

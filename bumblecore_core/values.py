@@ -162,7 +162,8 @@ class StepResult:
 class RunInfo:
     """What a logger is told at start. `facts`: (name, value) lines of the start summary, in order; `config`: the
     resolved configuration as plain data; `features`: (feature, what was decided) pairs; `sample`: a decoded example
-    as (text, trained) segments."""
+    as (text, trained) segments. A run that goes on from a checkpoint has done `first_step` steps already, and `history`
+    holds the events of these, so that a logger can make its own record whole."""
 
     output_dir: Path
     stage: str
@@ -172,6 +173,7 @@ class RunInfo:
     facts: Sequence[tuple[str, str]]
     features: Sequence[tuple[str, str]]
     sample: Sequence[tuple[str, bool]]
+    history: Sequence[StepEvent] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

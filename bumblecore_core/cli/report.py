@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
 
+from bumblecore_core.run.checkpoint.folder import list_checkpoints
 from bumblecore_core.run.execute import Outcome
 from bumblecore_core.toolkit.summary import summary_lines
 from bumblecore_core.values import RunInfo
@@ -24,13 +27,9 @@ def ended(output_dir: str, outcome: Outcome) -> None:
     if outcome.reused:
         click.echo(f"complete: {output_dir} holds this very run already (--overwrite trains it again)")
         return
-    loss = result.summary.get("loss")
-    line = f"complete: {result.steps:,} steps in {result.seconds:.1f} s"
-    if loss is not None:
-        line += f", loss {loss:.4f}"
-    if "eval_loss" in result.summary:
-        line += f", evaluation loss {result.summary['eval_loss']:.4f}"
-    click.echo(line)
+    click.echo(_how_it_went(outcome))
+    if saving := _saving(result.summary):
+        click.echo(saving)
     names = {
         "final": "model, loads with from_pretrained and `bumble generate`",
         "metrics.json": "metric history",
@@ -42,3 +41,32 @@ def ended(output_dir: str, outcome: Outcome) -> None:
         path = Path(output_dir) / name
         if path.exists():
             click.echo(f"  {path}  {what}")
+    checkpoints = [checkpoint for checkpoint in list_checkpoints(Path(output_dir)) if checkpoint.manifest]
+    if checkpoints:
+        kept = ", ".join(checkpoint.path.name for checkpoint in checkpoints)
+        click.echo(f"  {output_dir}  {kept}")
+
+
+def _how_it_went(outcome: Outcome) -> str:
+    result = outcome.result
+    figures = f"{result.steps:,} steps, {result.seconds:.1f} s"
+    if "loss" in result.summary:
+        figures += f", loss {result.summary['loss']:.4f}"
+    if "eval_loss" in result.summary:
+        figures += f", evaluation loss {result.summary['eval_loss']:.4f}"
+    if result.status == "complete":
+        return f"complete: {figures}"
+    name = signal.Signals(outcome.stopped_by).name
+    if result.steps == 0:
+        return f"interrupted by {name} before the first step was done: nothing was saved"
+    return f"interrupted by {name}: {figures}; saved, and the same command goes on from there"
+
+
+def _saving(summary: Mapping[str, float]) -> str | None:
+    """What checkpoints cost."""
+    count = int(summary.get("checkpoints", 0))
+    if not count:
+        return None
+    line = f"saving: {count} checkpoint{'s' * (count > 1)} took {summary['saving_share']:.1%} of the training time"
+    beside = summary["saving_background_seconds"]
+    return line + (f", and {beside:.1f} s beside it" if beside else "")

@@ -18,6 +18,7 @@ from bumblecore_core.errors import BumbleError, ConfigError, DataError, PluginEr
 from bumblecore_core.registry import PluginSwitches, Provided, Registry, load_registry
 from bumblecore_core.registry.collect import clash, one_line
 
+INTERRUPTED, BROKEN_PIPE = 128 + 2, 128 + 13  # as a shell reports SIGINT and SIGPIPE
 CORE_COMMANDS: Mapping[str, tuple[str, str]] = {
     "run": ("bumblecore_core.cli.run:run", "Train: one config, or several in order."),
     "plan": ("bumblecore_core.cli.plan:plan", "Say what a run would do and how much memory it takes; train nothing."),
@@ -161,10 +162,20 @@ def bumble(ctx: click.Context, no_plugins: bool, plugin: tuple[str, ...]) -> Non
 def main(args: Sequence[str] | None = None) -> None:
     """The console script. Bad input ends in lines on stderr and the error's exit code; a defect shows its traceback."""
     try:
-        bumble.main(args=None if args is None else list(args), prog_name="bumble")
+        code = bumble.main(args=None if args is None else list(args), prog_name="bumble", standalone_mode=False)
     except BumbleError as error:
         _say(error)
         sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has left, as in `bumble plan … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(BROKEN_PIPE)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _say(error: BumbleError) -> None:

@@ -129,11 +129,42 @@ class TrainSection(Section):
     )
 
 
-class CheckpointSection(Section):
-    """What is saved."""
+SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
-    save_last: bool = Field(True, description="Save the final model in final/.")
+
+class CheckpointSection(Section):
+    """What is saved when, and what a run goes on from."""
+
+    save_steps: int | None = Field(
+        None, ge=1, description="Save a checkpoint every so many steps, and at the last one."
+    )
+    save_every: str | None = Field(
+        "30m",
+        pattern=r"^\d+(\.\d+)?[smh]$",
+        description="Save a checkpoint whenever so much time has gone by (90s, 10m, 2h); null: by save_steps alone.",
+    )
+    save_total_limit: int | None = Field(
+        3, ge=1, description="Keep the newest so many checkpoints, and the best by evaluation; null keeps all."
+    )
+    save_last: bool = Field(True, description="Save the final model in final/, which no limit deletes.")
     max_shard_size: str = Field("5GB", pattern=r"^\d+(\.\d+)?(KB|MB|GB)$", description="Largest safetensors file.")
+    background: bool = Field(
+        True, description="Write files while training goes on, where memory holds a copy of the state."
+    )
+    resume: str = Field(
+        "auto",
+        min_length=1,
+        description="auto: from output_dir's newest valid checkpoint, if any; never; or a checkpoint's directory.",
+    )
+    allow: list[str] = Field(
+        [],
+        description="Differences that a resume accepts although they change the numbers, such as optimizer.lr or data.",
+    )
+
+    @property
+    def save_every_seconds(self) -> float | None:
+        """`save_every` in seconds."""
+        return None if self.save_every is None else float(self.save_every[:-1]) * SECONDS[self.save_every[-1]]
 
 
 class RunConfig(Section):
@@ -148,7 +179,7 @@ class RunConfig(Section):
     scheduler: Choice = Field(PluginChoice(name="cosine"), description="The learning-rate schedule.")
     engine: Choice = Field(PluginChoice(name="torch"), description="What owns devices, backward and step.")
     train: TrainSection = Field(TrainSection(), description="Batch sizes, length, seed.")
-    checkpoint: CheckpointSection = Field(CheckpointSection(), description="What is saved.")
+    checkpoint: CheckpointSection = Field(CheckpointSection(), description="What is saved when.")
     loggers: list[Choice] = Field(
         [PluginChoice(name=name) for name in ("progress", "log_file", "metrics_json")],
         description="Loggers, called in this order.",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import torch
 
 from bumblecore_core.config.resolved import ResolvedRun, Selected
 from bumblecore_core.protocols import Adapter, Engine, EngineContext, Stage
@@ -26,6 +27,7 @@ from bumblecore_core.run.groups import parameter_groups
 from bumblecore_core.run.model import build_model, check_positions, check_vocabulary, load_config
 from bumblecore_core.run.module import TrainModule
 from bumblecore_core.run.stage_factory import StageFactory
+from bumblecore_core.run.weights import stored_dtype
 from bumblecore_core.toolkit.policy import make_policy
 from bumblecore_core.toolkit.tokenizers import resolve_model_dir, tokenizer_fingerprint
 from bumblecore_core.values import Batch
@@ -40,7 +42,9 @@ class Prepared:
 
     resolved: ResolvedRun
     model_dir: Path
+    model_config: Any
     tokenizer: Any
+    tokenizer_fingerprint: str
     stage: Stage
     store: TokenStore
     rows: np.ndarray
@@ -103,7 +107,8 @@ def prepare(
     tokenizer = factory.tokenizer()
     check_vocabulary(model_config, tokenizer, model_dir)
     stage = factory.stage(resolved.stage.record, tokenizer)
-    shards = _Shards(resolved, registry, stage, factory, tokenizer_fingerprint(tokenizer), progress)
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    shards = _Shards(resolved, registry, stage, factory, fingerprint, progress)
     store = shards.store(config.data.path, resolved.formats, "data.path")
     rows, eval_store, eval_rows = np.arange(len(store)), store, np.arange(0)
     if config.data.eval_path is not None:
@@ -115,7 +120,9 @@ def prepare(
     return Prepared(
         resolved=resolved,
         model_dir=model_dir,
+        model_config=model_config,
         tokenizer=tokenizer,
+        tokenizer_fingerprint=fingerprint,
         stage=stage,
         store=store,
         rows=rows,
@@ -126,16 +133,19 @@ def prepare(
     )
 
 
-def assemble(prepared: Prepared, registry: Registry, engine: Engine) -> Assembled:
-    """Model, adapter, policy, loss, optimizer and schedule, wrapped by the engine."""
+def assemble(prepared: Prepared, registry: Registry, engine: Engine, checkpoint: Path | None = None) -> Assembled:
+    """Model, adapter, policy, loss, optimizer and schedule, wrapped by the engine. `checkpoint`: take the weights from
+    there, in the dtype in which the run first had them, so that buffers made beside them are the same too."""
     resolved, config = prepared.resolved, prepared.resolved.config
     implementation, attention = select_attention(
         attention_records(registry), config.model.attention, device=engine.device, dtype=engine.dtype
     )
+    from_config = resolved.stage.record.model_from == "config"
     with engine.model_context():
         model = build_model(
-            directory=prepared.model_dir,
-            from_config=resolved.stage.record.model_from == "config",
+            directory=checkpoint or prepared.model_dir,
+            from_config=from_config and checkpoint is None,
+            dtype=torch.float32 if from_config else stored_dtype(prepared.model_dir),
             attention=implementation,
             seed=config.train.seed,
             gradient_checkpointing=config.model.gradient_checkpointing,

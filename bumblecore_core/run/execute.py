@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from bumblecore_core.config.resolved import ResolvedRun, Selected
+from bumblecore_core.config.resolved import ResolvedRun
 from bumblecore_core.protocols import Engine
 from bumblecore_core.registry import PluginSwitches, Registry
 from bumblecore_core.run import output_dir
+from bumblecore_core.run.agree import on_all_ranks
 from bumblecore_core.run.assemble import (
     Assembled,
     Prepared,
@@ -22,24 +22,32 @@ from bumblecore_core.run.assemble import (
     evaluation_batches,
     prepare,
 )
+from bumblecore_core.run.checkpoint.resume import Start, check_start, choose_start, restore
+from bumblecore_core.run.checkpoint.saver import Saver, SavingTime
+from bumblecore_core.run.checkpoint.writing import ModelParts, commit, write_part
 from bumblecore_core.run.data.loader import rank_windows
-from bumblecore_core.run.facts import data_facts, memory_facts, parameter_facts, step_facts
+from bumblecore_core.run.directory_lock import held
+from bumblecore_core.run.facts import data_facts, memory_facts, parameter_facts, space_facts, step_facts
+from bumblecore_core.run.files import disk_errors, fresh_beside, recover
+from bumblecore_core.run.interrupts import Interrupts, Stopped
+from bumblecore_core.run.lock import make_lock, numbers_hash
 from bumblecore_core.run.loggers import Loggers
-from bumblecore_core.run.loop import LoopOptions, Progress, train
-from bumblecore_core.run.saving import save_model
+from bumblecore_core.run.loop import LoopOptions, train
+from bumblecore_core.run.progress import Progress
 from bumblecore_core.values import RunInfo, RunResult
 
 Status = Literal["complete", "interrupted", "failed"]
-LIBRARIES = ("bumblecore", "torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a run ended, for the command line. `reused`: it had been completed before and nothing was done."""
+    """How a run ended, for the command line. `reused`: it had been completed before and nothing was done. `stopped_by`:
+    the number of the signal that ended it or that came while it ended, else 0."""
 
     result: RunResult
     rank: int
     reused: bool = False
+    stopped_by: int = 0
 
 
 def execute(
@@ -50,52 +58,100 @@ def execute(
     overwrite: bool,
     announce: Callable[[RunInfo], None],
 ) -> Outcome:
-    """Trains and saves. `announce` gets the start summary on rank 0. Raises `BumbleError` for whatever is wrong."""
-    started = time.perf_counter()
+    """Trains and saves, going on from a checkpoint where there is one. `announce` gets the start summary on rank 0.
+    Raises `BumbleError` for whatever is wrong."""
     directory = Path(resolved.config.output_dir)
     engine = build_engine(resolved)
     try:
-        if _done_before(resolved, engine, directory, overwrite):
-            result = RunResult(
-                status="complete", steps=0, final_dir=directory / output_dir.FINAL, seconds=0.0, summary={}
-            )
-            return Outcome(result=result, rank=engine.rank, reused=True)
-        prepared = prepare(resolved, registry, switches, world_size=engine.world_size, progress=engine.rank == 0)
-        assembled = assemble(prepared, registry, engine)
-        loggers = _loggers(resolved, engine)
-        info = _info(prepared, assembled)
-        if engine.rank == 0:
-            output_dir.write_run_files(directory, resolved.to_dict(), _lock(prepared, registry))
-            announce(info)
-        loggers.start(info)
-        progress = Progress()
-        status: Status = "failed"
-        final: Path | None = None
-        try:
-            _train(prepared, engine, loggers, progress)
-            if resolved.config.checkpoint.save_last:
-                final = _save(prepared, assembled, engine, loggers, directory / output_dir.FINAL)
-            status = "complete"
-        except KeyboardInterrupt:
-            status = "interrupted"
-            raise
-        finally:
-            result = _result(status, progress, final, started)
-            loggers.finish(result)
-        return Outcome(result=result, rank=engine.rank)
+        on_all_ranks(engine, lambda: _ready(engine, directory), "opening the output directory")
+        with held(directory, needed=engine.rank == 0):
+            if _done_before(resolved, engine, directory, overwrite):
+                final = directory / output_dir.FINAL
+                result = RunResult(status="complete", steps=0, final_dir=final, seconds=0.0, summary={})
+                return Outcome(result=result, rank=engine.rank, reused=True)
+            return _run(resolved, registry, switches, engine, announce)
     finally:
         engine.close()
 
 
-def _done_before(resolved: ResolvedRun, engine: Engine, directory: Path, overwrite: bool) -> bool:
-    """Whether this very run is complete already; rank 0 looks and tells the others."""
-    done = False
+def _ready(engine: Engine, directory: Path) -> None:
     if engine.rank == 0:
         output_dir.require_writable(directory)
+
+
+def _done_before(resolved: ResolvedRun, engine: Engine, directory: Path, overwrite: bool) -> bool:
+    """Whether this very run is complete already; rank 0 looks and tells the others."""
+
+    def look() -> bool:
+        if engine.rank != 0:
+            return False
         if overwrite:
             output_dir.clear(directory, config=resolved.path)
-        done = output_dir.is_complete(directory, resolved.to_dict())
+        recover(directory)
+        return output_dir.is_complete(directory, resolved.to_dict())
+
+    done = on_all_ranks(engine, look, "looking at the output directory")
     return bool(engine.sum_over_ranks([float(done)])[0])
+
+
+def _run(
+    resolved: ResolvedRun,
+    registry: Registry,
+    switches: PluginSwitches,
+    engine: Engine,
+    announce: Callable[[RunInfo], None],
+) -> Outcome:
+    started = time.perf_counter()
+    config, directory = resolved.config, Path(resolved.config.output_dir)
+    start = on_all_ranks(
+        engine, lambda: choose_start(directory, config.checkpoint.resume), "verifying the checkpoint to resume from"
+    )
+    prepared = prepare(resolved, registry, switches, world_size=engine.world_size, progress=engine.rank == 0)
+    lock = _lock(prepared, registry, engine)
+    warnings = list(start.warnings) + check_start(start, lock, allowed=config.checkpoint.allow) if start else []
+    assembled = assemble(prepared, registry, engine, start.path if start else None)
+    progress = restore(start, engine, seed=config.train.seed) if start else Progress()
+    loggers = _loggers(resolved, engine)
+    info = _info(prepared, assembled, start, progress, warnings)
+    if engine.rank == 0:
+        output_dir.write_run_files(directory, resolved.to_dict(), lock)
+        announce(info)
+    loggers.start(info)
+    status: Status = "failed"
+    final: Path | None = None
+    with Interrupts(speak=engine.rank == 0) as interrupts:
+        saver = Saver(
+            engine=engine,
+            output_dir=directory,
+            section=config.checkpoint,
+            parts=_parts(prepared, assembled),
+            lock=lock,
+            loggers=loggers,
+            progress=progress,
+            interrupts=interrupts,
+            pinned=[start.path] if start else [],
+        )
+        train_started = time.perf_counter()
+        try:
+            _train(prepared, engine, loggers, progress, saver)
+            saver.finish()
+            if config.checkpoint.save_last:
+                final = _save_final(prepared, assembled, engine, loggers, progress, directory / output_dir.FINAL)
+            status = "complete"
+            stopped_by = interrupts.received
+        except Stopped as stopped:
+            saver.save(background=False)
+            status, stopped_by = "interrupted", stopped.number
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        except BaseException:
+            saver.abandon()
+            raise
+        finally:
+            result = _result(status, progress, final, started, train_started, saver.time)
+            loggers.finish(result)
+    return Outcome(result=result, rank=engine.rank, stopped_by=stopped_by)
 
 
 def _loggers(resolved: ResolvedRun, engine: Engine) -> Loggers:
@@ -103,7 +159,16 @@ def _loggers(resolved: ResolvedRun, engine: Engine) -> Loggers:
     return Loggers([(one.name, build(one)) for one in chosen])
 
 
-def _train(prepared: Prepared, engine: Engine, loggers: Loggers, progress: Progress) -> None:
+def _parts(prepared: Prepared, assembled: Assembled) -> ModelParts:
+    return ModelParts(
+        model=assembled.model,
+        tokenizer=prepared.tokenizer,
+        adapter=assembled.adapter,
+        max_shard_size=prepared.resolved.config.checkpoint.max_shard_size,
+    )
+
+
+def _train(prepared: Prepared, engine: Engine, loggers: Loggers, progress: Progress, saver: Saver) -> None:
     config = prepared.resolved.config
     on_gpu = engine.device.type == "cuda"
     workers = config.data.num_workers
@@ -122,43 +187,62 @@ def _train(prepared: Prepared, engine: Engine, loggers: Loggers, progress: Progr
         rank=engine.rank,
         num_workers=workers if workers is not None else (2 if on_gpu else 0),
         pin_memory=on_gpu,
+        start=progress.step,
     )
-    evaluation = evaluation_batches(prepared, engine.rank)
-    train(engine=engine, windows=windows, evaluation=evaluation, loggers=loggers, options=options, progress=progress)
+    train(
+        engine=engine,
+        windows=windows,
+        evaluation=evaluation_batches(prepared, engine.rank),
+        loggers=loggers,
+        options=options,
+        progress=progress,
+        saver=saver,
+    )
 
 
-def _save(prepared: Prepared, assembled: Assembled, engine: Engine, loggers: Loggers, final: Path) -> Path:
+def _save_final(
+    prepared: Prepared, assembled: Assembled, engine: Engine, loggers: Loggers, progress: Progress, final: Path
+) -> Path:
+    """The model alone, without training state; committed like a checkpoint."""
     state = engine.model_state()
-    if engine.rank == 0:
-        save_model(
-            directory=final,
-            model=assembled.model,
-            state=state,
-            tokenizer=prepared.tokenizer,
-            adapter=assembled.adapter,
-            max_shard_size=prepared.resolved.config.checkpoint.max_shard_size,
-        )
+
+    def write() -> None:
+        if engine.rank != 0:
+            return
+        with disk_errors(final):
+            temporary = fresh_beside(final)
+        write_part(temporary, 0, lambda directory: _parts(prepared, assembled).write(directory, state))
+        facts = {"step": progress.step, "config": numbers_hash(prepared.resolved.to_dict())}
+        commit(temporary, final, world_size=1, facts=facts)
         loggers.saved(final)
-    engine.barrier()
+
+    on_all_ranks(engine, write, "saving the final model")
     return final
 
 
-def _info(prepared: Prepared, assembled: Assembled) -> RunInfo:
+def _info(
+    prepared: Prepared, assembled: Assembled, start: Start | None, progress: Progress, warnings: list[str]
+) -> RunInfo:
     config = prepared.resolved.config
     parameters = list(assembled.model.parameters())
     total = sum(parameter.numel() for parameter in parameters)
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     weight_bytes = parameters[0].element_size()
+    resumed = [("resumed", f"{start.path}, after step {start.step:,}")] if start else []
     return RunInfo(
         output_dir=Path(config.output_dir),
         stage=prepared.resolved.stage.record.name,
         total_steps=prepared.plan.total_steps,
-        first_step=0,
+        first_step=progress.step,
+        history=tuple(progress.history),
         config=prepared.resolved.to_dict(),
         facts=[
+            *resumed,
+            *(("warning", warning) for warning in warnings),
             *prepared_facts(prepared),
             *parameter_facts(total, trainable),
             *memory_facts(config, assembled.model.config, total, trainable, weight_bytes, prepared.plan),
+            *space_facts(config, total * weight_bytes, trainable * (12 if weight_bytes == 2 else 8)),
         ],
         features=assembled.features,
         sample=prepared.stage.preview(example=prepared.store.example(int(prepared.rows[0]))),
@@ -175,30 +259,25 @@ def prepared_facts(prepared: Prepared) -> list[tuple[str, str]]:
     ]
 
 
-def _result(status: Status, progress: Progress, final: Path | None, started: float) -> RunResult:
-    seconds = time.perf_counter() - started
+def _result(
+    status: Status, progress: Progress, final: Path | None, started: float, train_started: float, saving: SavingTime
+) -> RunResult:
+    now = time.perf_counter()
     summary = {**progress.last, "tokens": float(progress.tokens), "skipped_steps": float(progress.skipped)}
-    return RunResult(status=status, steps=progress.step, final_dir=final, seconds=seconds, summary=summary)
+    summary["checkpoints"] = float(saving.checkpoints)
+    summary["saving_seconds"], summary["saving_background_seconds"] = saving.stalled, saving.background
+    summary["saving_share"] = saving.stalled / max(now - train_started, 1e-9)
+    return RunResult(status=status, steps=progress.step, final_dir=final, seconds=now - started, summary=summary)
 
 
-def _lock(prepared: Prepared, registry: Registry) -> dict[str, Any]:
-    """What made this run: plugins in use with their distributions, library versions, data fingerprints."""
-    resolved = prepared.resolved
-    chosen: list[Selected[Any]] = [resolved.stage, resolved.loss, resolved.optimizer, resolved.scheduler]
-    chosen += [resolved.engine, *resolved.loggers]
-    if resolved.adapter is not None:
-        chosen.append(resolved.adapter)
-    return {
-        "plugins": [
-            {
-                "kind": one.record.kind,
-                "name": one.record.name,
-                "distribution": registry.provided(one.record.kind, one.record.name).plugin.distribution,
-                "version": registry.provided(one.record.kind, one.record.name).plugin.version,
-            }
-            for one in chosen
-        ],
-        "libraries": {name: version(name) for name in LIBRARIES},
-        "data": prepared.store.fingerprint,
-        "evaluation_data": prepared.eval_store.fingerprint if prepared.eval_plan else None,
-    }
+def _lock(prepared: Prepared, registry: Registry, engine: Engine) -> dict[str, Any]:
+    return make_lock(
+        resolved=prepared.resolved,
+        registry=registry,
+        model_dir=prepared.model_dir,
+        model_config=prepared.model_config,
+        tokenizer_fingerprint=prepared.tokenizer_fingerprint,
+        store=prepared.store,
+        eval_store=prepared.eval_store if prepared.eval_plan else None,
+        world_size=engine.world_size,
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bumblecore_core.config.schema import RunConfig
@@ -85,6 +87,24 @@ def memory_facts(
     )
     total = ("estimated memory", f"{readable(sum(parts.values()))} for a micro-batch of {tokens:,} tokens:")
     return [total, *((f"  {name}", readable(size)) for name, size in parts.items() if size)]
+
+
+def space_facts(config: RunConfig, weight_bytes: int, state_bytes: int) -> Facts:
+    """A warning where the disk has too little room for the checkpoints and the final model (`state_bytes`: estimated of
+    masters and two moments). Saving itself ends in an error when it comes to that."""
+    section = config.checkpoint
+    if section.save_steps is None and section.save_every is None:
+        needed, what = weight_bytes * section.save_last, "the final model"
+    else:
+        kept = (section.save_total_limit or 1) + 1  # one more while the newest is written
+        needed = kept * (weight_bytes + state_bytes) + weight_bytes * section.save_last
+        what = f"{kept} checkpoints and the final model"
+    directory = Path(config.output_dir)
+    free = shutil.disk_usage(directory if directory.is_dir() else Path.cwd()).free
+    if free >= needed:
+        return []
+    line = f"BC045 {directory}: {readable(free)} free on the disk, about {readable(needed)} wanted for {what}"
+    return [("warning", line)]
 
 
 def _largest_micro_batch(plan: BatchPlan, windows: int = 200) -> tuple[int, int]:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from bumblecore_core.errors import Problem, RunError
 from bumblecore_core.protocols import Engine
+from bumblecore_core.run.checkpoint.saver import VOTES, Saver
 from bumblecore_core.run.data.plan import MicroBatch, Window
 from bumblecore_core.run.loggers import Loggers
 from bumblecore_core.run.metrics import WindowMetrics
+from bumblecore_core.run.progress import Progress
 from bumblecore_core.values import Batch, StepEvent
 
 Micros = Iterator[tuple[MicroBatch, Batch]]
+LONG_WINDOW = 5.0  # seconds; in longer windows signals are looked for after each micro-batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +32,6 @@ class LoopOptions:
     locate: Callable[[int], str]
 
 
-@dataclass(kw_only=True)
-class Progress:
-    """What the loop has done so far; `last` holds the newest figures by name (evaluation's with an `eval_` prefix)."""
-
-    step: int = 0
-    tokens: int = 0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    last: dict[str, float] = field(default_factory=dict)
-
-
 def train(
     *,
     engine: Engine,
@@ -48,21 +40,29 @@ def train(
     loggers: Loggers,
     options: LoopOptions,
     progress: Progress,
+    saver: Saver,
 ) -> None:
-    """Runs every window; raises `RunError` BC057 where losses stay non-finite or a window has nothing to learn."""
-    started = time.perf_counter()
+    """Runs every window; raises `RunError` BC057 where losses stay non-finite or a window has nothing to learn, and
+    `Stopped` where a signal ends the run: at the last boundary between steps everything is whole."""
+    started, window_seconds = time.perf_counter(), math.inf
+    saver.boundary()
+    if evaluation is not None and progress.step and _evaluation_due(progress.step, options):
+        _evaluate_once(engine, evaluation, loggers, progress, saver)
     for window, micros in windows:
         _refuse_empty(window, options)
-        metrics, tokens = _accumulate(engine, window, micros, options)
+        between = saver.check_interrupt if window_seconds > LONG_WINDOW else None
+        metrics, tokens = _accumulate(engine, window, micros, options, between)
         not_finite = [0.0] * engine.world_size
         not_finite[engine.rank] = float(not metrics.finite())
-        loss_sum, count, figures, (tokens_of_all, *not_finite) = metrics.reduce(engine, [float(tokens), *not_finite])
+        elapsed = (time.perf_counter() - started) / engine.world_size
+        extra = [float(tokens), elapsed, *saver.votes(), *not_finite]
+        loss_sum, count, figures, (tokens_of_all, window_seconds, *sums) = metrics.reduce(engine, extra)
+        votes, not_finite = sums[:VOTES], sums[VOTES:]
 
         rates = engine.learning_rates()
         result = engine.step(gradient_scale=_gradient_scale(window, count, not_finite, options))
         engine.advance_schedule(metric=None)
-        progress.step += 1
-        progress.tokens += int(tokens_of_all)
+        progress.count_window(window, int(tokens_of_all))
         _count_skips(progress, result.skipped, not_finite, window, engine.rank, options)
 
         seconds, started = time.perf_counter() - started, time.perf_counter()
@@ -75,26 +75,48 @@ def train(
             figures["skipped_steps"] = float(progress.skipped)
         progress.last.update(figures)
         if progress.step % options.logging_steps == 0 or progress.step == options.total_steps:
-            loggers.step(StepEvent(step=progress.step, epoch=window.epoch_after, metrics=figures))
+            _report(StepEvent(step=progress.step, epoch=progress.epoch, metrics=figures), loggers, progress)
+        saver.boundary()
+        saver.heed(votes)
         if evaluation is not None and _evaluation_due(progress.step, options):
-            found = evaluate(engine, evaluation())
-            engine.advance_schedule(metric=found["loss"])
-            progress.last.update({f"eval_{name}": value for name, value in found.items()})
-            loggers.step(StepEvent(step=progress.step, epoch=window.epoch_after, metrics=found, split="eval"))
+            _evaluate_once(engine, evaluation, loggers, progress, saver)
             started = time.perf_counter()
+        saver.save_if_due(options.total_steps)
 
 
-def evaluate(engine: Engine, micros: Micros) -> dict[str, float]:
+def evaluate(engine: Engine, micros: Micros, between: Callable[[], None] | None = None) -> dict[str, float]:
     """Loss per counted position, its exponential as `perplexity`, and the stage's metrics, over all ranks."""
     metrics = WindowMetrics()
     for micro, batch in micros:
         metrics.add(engine.evaluate(batch=batch.to(engine.device)), counts=micro.counts)
+        if between is not None:
+            between()
     loss_sum, count, figures, _ = metrics.reduce(engine)
     loss = loss_sum / count if count else math.nan
     return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), **figures}
 
 
-def _accumulate(engine: Engine, window: Window, micros: Micros, options: LoopOptions) -> tuple[WindowMetrics, int]:
+def _evaluate_once(
+    engine: Engine, evaluation: Callable[[], Micros], loggers: Loggers, progress: Progress, saver: Saver
+) -> None:
+    """Evaluates after the current step, unless that was done before the run was last interrupted."""
+    if progress.evaluated == progress.step:
+        return
+    found = evaluate(engine, evaluation(), saver.check_interrupt)
+    engine.advance_schedule(metric=found["loss"])
+    progress.evaluated, progress.evaluation_loss = progress.step, found["loss"]
+    progress.last.update({f"eval_{name}": value for name, value in found.items()})
+    _report(StepEvent(step=progress.step, epoch=progress.epoch, metrics=found, split="eval"), loggers, progress)
+
+
+def _report(event: StepEvent, loggers: Loggers, progress: Progress) -> None:
+    progress.history.append(event)
+    loggers.step(event)
+
+
+def _accumulate(
+    engine: Engine, window: Window, micros: Micros, options: LoopOptions, between: Callable[[], None] | None
+) -> tuple[WindowMetrics, int]:
     """Forward and backward of this rank's micro-batches; gradients end up as Σ ∇loss_sum ÷ the window's count."""
     metrics, tokens = WindowMetrics(), 0
     if options.average_tokens_across_devices:
@@ -108,6 +130,8 @@ def _accumulate(engine: Engine, window: Window, micros: Micros, options: LoopOpt
         )
         metrics.add(output, counts=micro.counts)
         tokens += batch.tokens if micro.counts else 0
+        if between is not None and at != last:
+            between()
     return metrics, tokens
 
 

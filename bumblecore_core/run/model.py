@@ -35,12 +35,13 @@ def build_model(
     seed: int,
     gradient_checkpointing: bool = False,
     trust_remote_code: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Any:
     """A causal language model on the CPU, in evaluation mode when loaded; the engine moves and casts it.
 
     `from_config`: random float32 weights from a stream of `seed`, which leaves the global generator as it was; else the
-    directory's own weights, in a dtype that loses nothing (`weights.stored_dtype`). `attention` is a name that
-    transformers knows (see `attention.select_attention`); it stays out of a saved config.json.
+    directory's own weights, in `dtype` or in one that loses nothing (`weights.stored_dtype`). `attention` is a name
+    that transformers knows (see `attention.select_attention`); it stays out of a saved config.json.
 
     Raises `ModelError`: BC029 (a weight file is missing), BC030 (missing, unexpected or misshapen weights), BC064
     (anything else that keeps the model from loading), and `ConfigError` BC039 where the model has no gradient
@@ -52,7 +53,8 @@ def build_model(
             torch.manual_seed(derive_seed(seed, "init"))
             model = _from_config(config, directory, attention=attention, trust_remote_code=trust_remote_code)
     else:
-        model = _from_weights(config, directory, attention=attention, trust_remote_code=trust_remote_code)
+        dtype = dtype or stored_dtype(directory)
+        model = _from_weights(config, directory, dtype, attention=attention, trust_remote_code=trust_remote_code)
     if gradient_checkpointing:
         _enable_checkpointing(model)
     return model
@@ -125,10 +127,9 @@ def _from_config(config: Any, directory: Path, *, attention: str, trust_remote_c
         )
 
 
-def _from_weights(config: Any, directory: Path, *, attention: str, trust_remote_code: bool) -> Any:
+def _from_weights(config: Any, directory: Path, dtype: torch.dtype, *, attention: str, trust_remote_code: bool) -> Any:
     from transformers import AutoModelForCausalLM
 
-    dtype = stored_dtype(directory)
     with _reported(directory):
         model, info = AutoModelForCausalLM.from_pretrained(
             directory,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,11 @@ import yaml
 
 from bumblecore_core.config.yaml import dump
 from bumblecore_core.errors import Problem, RunError, one
-from bumblecore_core.run.saving import write_text
+from bumblecore_core.run.checkpoint.folder import list_checkpoints
+from bumblecore_core.run.checkpoint.manifest import Torn, faults, read_manifest
+from bumblecore_core.run.checkpoint.resume import NEVER
+from bumblecore_core.run.files import recover, write_text
+from bumblecore_core.run.lock import HARMLESS, RESHAPING, config_differences, numbers_hash
 
 RUN_FILE = "run.yaml"
 LOCK_FILE = "run.lock.json"
@@ -36,8 +40,11 @@ def require_writable(directory: Path) -> None:
 
 
 def is_complete(directory: Path, config: Mapping[str, Any]) -> bool:
-    """Whether a run of this very config has ended here. Raises `RunError` BC043 where another run wrote here, BC069
-    where a run.yaml lies here that no run wrote."""
+    """Whether a run of this very config has ended here, and what it saved is there.
+
+    Raises `RunError`: BC043 where another run wrote here, or one that can neither be gone on with nor be replaced
+    unasked; BC069 where a run.yaml lies here that no run wrote.
+    """
     found = _read(directory / RUN_FILE)
     if found is None:
         return False
@@ -45,12 +52,36 @@ def is_complete(directory: Path, config: Mapping[str, Any]) -> bool:
         problem = "a run.yaml lies here that no run wrote, and this run would replace it"
         fix = "Move that file, or choose another output_dir"
         raise one(RunError, "BC069", problem, fix, place=str(directory / RUN_FILE), field="output_dir")
-    differing = sorted(set(_differing(found, dict(config))))
-    if differing:
-        problem = "holds another run; differing: " + ", ".join(differing[:8])
-        fix = "Choose another output_dir, or pass --overwrite to delete that run and start anew"
-        raise RunError([Problem(code="BC043", place=str(directory), field="output_dir", problem=problem, fix=fix)])
-    return (directory / FINAL / "config.json").is_file()
+    section = config["checkpoint"]
+    if differing := config_differences(found, config, ignored=(*HARMLESS, *RESHAPING, *section["allow"])):
+        names = [drift.name for drift in differing]
+        problem = "holds another run; differing: " + ", ".join(names[:8])
+        allow = " ".join(f"--allow {name}" for name in names[:3])
+        fix = f"Choose another output_dir, go on with the changed config by {allow}, or start anew with --overwrite"
+        raise _another(directory, problem, fix)
+    if _final_hash(directory) == numbers_hash(config):
+        return True
+    checkpoints = [checkpoint.path.name for checkpoint in list_checkpoints(directory)]
+    if checkpoints and section["resume"] == NEVER:
+        problem = f"holds checkpoints ({', '.join(checkpoints)}), and checkpoint.resume is never"
+        raise _another(directory, problem, "Resume with --resume auto, or delete them and start anew with --overwrite")
+    if not checkpoints and (directory / FINAL / "config.json").is_file():
+        problem = "holds a finished run of a changed config, and no checkpoint to go on from"
+        raise _another(directory, problem, "Choose another output_dir, or start anew with --overwrite")
+    return False
+
+
+def _another(directory: Path, problem: str, fix: str) -> RunError:
+    return RunError([Problem(code="BC043", place=str(directory), field="output_dir", problem=problem, fix=fix)])
+
+
+def _final_hash(directory: Path) -> str | None:
+    """Of which config the model in `final/` is; None where it is not there whole."""
+    try:
+        found = read_manifest(directory / FINAL).facts.get("config")
+    except Torn:
+        return None
+    return str(found) if not faults(directory / FINAL, hashes=False) else None
 
 
 def write_run_files(directory: Path, config: Mapping[str, Any], lock: Mapping[str, Any]) -> None:
@@ -63,7 +94,8 @@ def clear(directory: Path, *, config: Path | None = None) -> None:
     """Deletes what a run of ours wrote here, and nothing else; nor `config`, the file that the new run is made from."""
     if not _written_by_a_run(directory):
         return
-    for name in OURS:
+    recover(directory)
+    for name in [*OURS, *(checkpoint.path.name for checkpoint in list_checkpoints(directory))]:
         path = directory / name
         if config is not None and path.exists() and config.exists() and path.samefile(config):
             continue
@@ -92,14 +124,3 @@ def _read(path: Path) -> dict[str, Any] | None:
         )
         raise one(RunError, "BC043", problem, fix, place=str(path), field="output_dir") from error
     return loaded if isinstance(loaded, dict) else {}
-
-
-def _differing(found: Any, wanted: Any, path: str = "") -> Iterator[str]:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in found.keys() | wanted.keys():
-            yield from _differing(found.get(key), wanted.get(key), f"{path}.{key}" if path else key)
-    elif isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
-        for index, (one_item, other) in enumerate(zip(found, wanted, strict=True)):
-            yield from _differing(one_item, other, f"{path}.{index}")
-    elif found != wanted:
-        yield path

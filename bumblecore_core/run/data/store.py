@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 from bumblecore_core.run.data.encode import Encoded
 from bumblecore_core.run.data.report import PrepareReport
 
-VERSION = 1
+VERSION = 2
 META = "meta.json"
 SHARD_BYTES = 1 << 30
 ARRAYS = {"lengths": np.int32, "counts": np.int32, "sources": np.int32, "lines": np.int64}
@@ -27,7 +28,8 @@ class TokenStore:
     """The examples of a data set.
 
     `lengths`, `counts`, `sources`: (n,) int32, tokens of each example, what its loss counts, and the index of its data
-    file in `files`; `weights`: of each file; `fingerprint`: of what the shards were made from; `report`: how that went.
+    file in `files`; `weights`: of each file; `fingerprint`: of what the shards were made from; `content`: SHA-256 of
+    the examples themselves, however and wherever they were made; `report`: how that went.
     Pickles as its directory: a worker maps the files anew.
     """
 
@@ -46,6 +48,7 @@ class TokenStore:
         self.directory = directory
         meta = _read_meta(directory)
         self.fingerprint: str = meta["fingerprint"]
+        self.content: str = meta["content"]
         self.report = PrepareReport.from_json(meta["report"], reused=reused)
         self.files: tuple[str, ...] = tuple(files if files is not None else meta["files"])
         self.weights: tuple[float, ...] = tuple(weights if weights is not None else [1.0] * len(self.files))
@@ -130,6 +133,7 @@ class StoreWriter:
         meta = {
             "version": VERSION,
             "fingerprint": fingerprint,
+            "content": self._content(),
             "examples": self.examples,
             "columns": list(self.columns),
             "shards": {name: [{"values": values} for values in self._shards[name]] for name in self.columns},
@@ -140,6 +144,16 @@ class StoreWriter:
             json.dump(meta, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
+
+    def _content(self) -> str:
+        digest = hashlib.sha256(",".join(self.columns).encode())
+        shards = [_shard_name(name, index) for name in self.columns for index in range(len(self._shards[name]))]
+        offsets = [f"{name}.offsets.bin" for name in self.columns]
+        for file in ["lengths.bin", "counts.bin", "sources.bin", *offsets, *shards]:
+            with (self.directory / file).open("rb") as opened:
+                while block := opened.read(1 << 22):
+                    digest.update(block)
+        return digest.hexdigest()
 
     def close(self) -> None:
         """Closes all files; safe to call twice."""

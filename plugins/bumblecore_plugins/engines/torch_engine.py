@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,7 @@ from bumblecore_plugins.engines import TorchOptions
 from bumblecore_plugins.engines.distributed import choose_device, join, read_launch, reported
 from bumblecore_plugins.engines.gradient_sync import GradientSync
 from bumblecore_plugins.engines.precision import NAMES, LossScale, cast, resolve_dtype
+from bumblecore_plugins.engines.torch_state import TorchState
 
 if TYPE_CHECKING:
     from bumblecore_core.protocols import Scheduler
@@ -29,6 +31,8 @@ class TorchEngine:
     Each trainable weight has a counterpart that the optimizer steps (`precision.cast`): itself in float32 training, a
     float32 master in half precision. Weights are written back from the masters after each step.
     """
+
+    background_saving = True
 
     def __init__(self, *, options: TorchOptions, context: EngineContext) -> None:
         launch = read_launch(os.environ)
@@ -98,6 +102,13 @@ class TorchEngine:
             ]
         )
         self._scheduler = make_scheduler(self._optimizer)
+        names = {id(parameter): name for name, parameter in getattr(module, "model", module).named_parameters()}
+        self._state = TorchState(
+            parameters=[(names[id(parameter)], parameter, target) for parameter, target in self._pairs],
+            optimizer=self._optimizer,
+            scheduler=self._scheduler,
+            loss_scale=self._loss_scale,
+        )
         if self.world_size > 1:
             chosen = {id(parameter) for parameter in trained}
             in_order = [parameter for parameter in self._module.parameters() if id(parameter) in chosen]
@@ -188,6 +199,14 @@ class TorchEngine:
         if self.rank != 0:
             return {}
         return {name: tensor.detach() for name, tensor in self._module.model.state_dict().items()}
+
+    def training_state(self, *, copy: bool) -> Callable[[Path], None]:
+        """Ranks hold the same state: rank 0 writes it for all."""
+        return self._state.writer(copy=copy) if self.rank == 0 else lambda directory: None
+
+    def load_training_state(self, *, directory: Path) -> None:
+        """Any number of ranks can take up what any other number wrote."""
+        self._state.load(directory / "rank-0")
 
     def close(self) -> None:
         if self._joined and dist.is_initialized():

@@ -1,0 +1,135 @@
+"""The manifest of a saved directory: size and SHA-256 of every file. It is written last; what lacks it does not count.
+
+The manifest guards itself too: it holds the SHA-256 of its own other fields, and its bytes must be exactly what those
+fields are written as.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from bumblecore_core.run.files import write_synced
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+MARKER = "bumblecore"
+BLOCK = 1 << 22
+
+
+class Torn(Exception):
+    """A directory that is no whole checkpoint; the message says what is wrong with which file."""
+
+
+class Newer(Torn):
+    """A checkpoint that a newer version of BumbleCore wrote."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """One file: `size` in bytes, `sha256` in hex."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """`files` by path relative to the directory, with forward slashes. `facts`: what the writer noted: at least `step`;
+    `evaluation_loss` where the model was evaluated at that step."""
+
+    files: Mapping[str, FileEntry]
+    facts: Mapping[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that had been done."""
+        return int(self.facts["step"])
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(entry.size for entry in self.files.values())
+
+
+def describe(file: Path) -> FileEntry:
+    """Size and SHA-256 of a file."""
+    digest, size = hashlib.sha256(), 0
+    with file.open("rb") as opened:
+        while block := opened.read(BLOCK):
+            digest.update(block)
+            size += len(block)
+    return FileEntry(size=size, sha256=digest.hexdigest())
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Writes and syncs `directory/manifest.json`."""
+    write_synced(directory / MANIFEST, _rendered(_plain(manifest)))
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of `directory`. Raises `Torn` where there is none or it is not what was written, `Newer`."""
+    path = directory / MANIFEST
+    try:
+        written = path.read_bytes()
+    except FileNotFoundError:
+        raise Torn(f"{MANIFEST} is missing: the directory was never committed") from None
+    except OSError as error:
+        raise Torn(f"{MANIFEST} cannot be read ({error.strerror})") from None
+    try:
+        plain = json.loads(written)
+        if plain["written_by"] == MARKER and plain["format"] > FORMAT:
+            raise Newer(f"format {plain['format']}, and this version of BumbleCore reads up to {FORMAT}")
+        files = {name: FileEntry(size=entry["size"], sha256=entry["sha256"]) for name, entry in plain["files"].items()}
+        manifest = Manifest(files=files, facts=plain["facts"])
+        intact = written == _rendered(_plain(manifest)) and all(map(_is_inside, files))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        intact = False
+    if not intact:
+        raise Torn(f"{MANIFEST} is damaged")
+    return manifest
+
+
+def faults(directory: Path, *, hashes: bool = True) -> list[str]:
+    """What is wrong with a saved directory, a line a file. Without `hashes` sizes alone are compared."""
+    try:
+        manifest = read_manifest(directory)
+    except Torn as torn:
+        return [str(torn)]
+    found = []
+    for name, entry in sorted(manifest.files.items()):
+        file = directory / name
+        try:
+            if not file.is_file():
+                found.append(f"{name} is missing")
+            elif (size := file.stat().st_size) != entry.size:
+                found.append(f"{name} has {size:,} bytes instead of {entry.size:,}")
+            elif hashes and describe(file).sha256 != entry.sha256:
+                found.append(f"{name} is not what was written: its SHA-256 differs")
+        except OSError as error:
+            found.append(f"{name} cannot be read ({error.strerror})")
+    return found
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def _plain(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "written_by": MARKER,
+        "format": FORMAT,
+        "facts": dict(manifest.facts),
+        "files": {name: {"size": entry.size, "sha256": entry.sha256} for name, entry in sorted(manifest.files.items())},
+    }
+
+
+def _rendered(plain: dict[str, Any]) -> bytes:
+    body = json.dumps(plain, sort_keys=True)
+    signed = {**plain, "sha256": hashlib.sha256(body.encode()).hexdigest()}
+    return (json.dumps(signed, indent=1, sort_keys=True) + "\n").encode()

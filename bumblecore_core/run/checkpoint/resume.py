@@ -1,0 +1,152 @@
+"""Where a run goes on from: the checkpoint to take up, whether it is the same run's, and putting its state back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bumblecore_core.errors import BumbleError, Problem, RunError, one
+from bumblecore_core.protocols import Engine
+from bumblecore_core.run.checkpoint.folder import Checkpoint, inspect, list_checkpoints
+from bumblecore_core.run.checkpoint.manifest import Newer, Torn, faults, read_manifest
+from bumblecore_core.run.checkpoint.streams import put_streams
+from bumblecore_core.run.checkpoint.writing import STATE, rank_directory
+from bumblecore_core.run.lock import batch_size, drift
+from bumblecore_core.run.progress import Progress
+from bumblecore_core.toolkit.seeds import derive_seed
+from bumblecore_core.toolkit.state_files import read_state
+
+FIELD = "checkpoint.resume"
+AUTO, NEVER = "auto", "never"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """A checkpoint to go on from: `lock` is what its run was made from; `warnings`: what to show with the facts."""
+
+    path: Path
+    step: int
+    lock: Mapping[str, Any]
+    warnings: tuple[str, ...] = ()
+
+
+def choose_start(output_dir: Path, resume: str) -> Start | None:
+    """The checkpoint that `resume` (auto, never, or a path) names, its hashes verified; None: from the beginning.
+
+    Raises `RunError`: BC046 for a torn or corrupt checkpoint (with auto only where no valid one is left), BC051 for one
+    of a newer version, BC043 where `output_dir` holds newer checkpoints than the one named.
+    """
+    if resume == NEVER:
+        return None
+    if resume == AUTO:
+        return _newest_valid(output_dir)
+    path = Path(resume).expanduser()
+    if not path.is_dir():
+        problem = f"there is no checkpoint at {path}"
+        raise one(RunError, "BC046", problem, _known(path.parent), field=FIELD)
+    inside = list_checkpoints(path)
+    start = _verified(inside[-1] if inside else inspect(path))
+    newer = [other.path.name for other in list_checkpoints(output_dir) if other.manifest and other.step > start.step]
+    if newer:
+        problem = f"holds newer checkpoints than {path.name}: {', '.join(newer)}; two histories would mix"
+        fix = "Move these away, or choose another output_dir"
+        raise one(RunError, "BC043", problem, fix, place=str(output_dir), field=FIELD)
+    return start
+
+
+def check_start(start: Start, lock: Mapping[str, Any], *, allowed: Sequence[str]) -> list[str]:
+    """Refuses what would change the numbers: raises `RunError` naming each difference (BC043 config, BC047 model, BC048
+    batch, BC050 data and tokenizer, BC070 plugins and libraries). Returns what to tell about the rest."""
+    saved = start.lock
+    problems = [found.problem(start.path) for found in drift(saved, lock, allowed=allowed)]
+    then, now = _shape(saved), _shape(lock)
+    if batch_size(saved) != batch_size(lock) and "batch" not in allowed:
+        fix = f"Make the product {batch_size(saved)} again, or accept that the numbers change with --allow batch"
+        problem = f"a step had {_words(then)} when this was saved and has {_words(now)} now"
+        problems.append(Problem(code="BC048", place=str(start.path), field="batch", problem=problem, fix=fix))
+    if problems:
+        raise RunError(problems)
+    if then == now:
+        return []
+    return [f"a step was {_words(then)} and is {_words(now)} now: the numbers agree up to rounding, not bit for bit"]
+
+
+def restore(start: Start, engine: Engine, *, seed: int) -> Progress:
+    """Puts optimizer, schedule and random streams back, and returns how far the run had come. The model must hold the
+    checkpoint's weights already."""
+    try:
+        engine.load_training_state(directory=start.path / STATE)
+        progress = load_progress(start.path)
+        if int(start.lock["world_size"]) == engine.world_size:
+            put_streams(read_state(rank_directory(start.path, engine.rank), "streams"), engine.device)
+        else:  # the streams were those of other ranks: new ones, unlike those at the run's beginning
+            torch.manual_seed(derive_seed(seed, "dropout", engine.rank, start.step))
+    except BumbleError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        problem = f"its training state cannot be taken up: {type(error).__name__}: {error}"
+        fix = "Resume with the plugins and options that wrote it, or from another checkpoint"
+        raise one(RunError, "BC046", problem, fix, place=str(start.path), field=FIELD) from error
+    return progress
+
+
+def load_progress(checkpoint: Path) -> Progress:
+    """How far the run had come that wrote this checkpoint."""
+    state = checkpoint / STATE
+    return Progress.from_state(read_state(state, "progress"), read_state(state, "history"))
+
+
+def _newest_valid(output_dir: Path) -> Start | None:
+    torn: list[Problem] = []
+    for checkpoint in reversed(list_checkpoints(output_dir)):
+        try:
+            start = _verified(checkpoint)
+        except RunError as error:
+            if error.problems[0].code == "BC051":
+                raise
+            torn += error.problems
+            continue
+        skipped = tuple(f"{problem.code} {problem.place}: {problem.problem}; not used" for problem in torn)
+        return Start(path=start.path, step=start.step, lock=start.lock, warnings=skipped)
+    if torn:
+        raise RunError(torn)
+    return None
+
+
+def _verified(checkpoint: Checkpoint) -> Start:
+    """Raises `RunError` BC046 or BC051 with everything that is wrong with the checkpoint."""
+    place = str(checkpoint.path)
+    try:
+        read_manifest(checkpoint.path)
+    except Newer as newer:
+        fix = "Update BumbleCore to resume from it"
+        raise one(RunError, "BC051", f"a newer version wrote this: {newer}", fix, place=place, field=FIELD) from None
+    except Torn:
+        pass  # among the faults below
+    wrong = faults(checkpoint.path) or ([checkpoint.fault] if checkpoint.manifest is None else [])
+    if not wrong and not (checkpoint.path / STATE).is_dir():
+        wrong = ["it holds a model without its training state"]
+    if wrong:
+        fix = "Resume from another checkpoint, or start anew with --overwrite"
+        raise RunError([Problem(code="BC046", place=place, field=FIELD, problem=line, fix=fix) for line in wrong])
+    lock = read_state(checkpoint.path / STATE, "lock")
+    return Start(path=checkpoint.path, step=checkpoint.step, lock=lock)
+
+
+def _known(directory: Path) -> str:
+    names = [checkpoint.path.name for checkpoint in list_checkpoints(directory) if checkpoint.manifest]
+    return f"There are: {', '.join(names)}" if names else "Name a directory that `bumble checkpoint list` shows"
+
+
+def _shape(lock: Mapping[str, Any]) -> tuple[int, int, int]:
+    train = lock["config"]["train"]
+    return int(train["micro_batch_size"]), int(train["gradient_accumulation_steps"]), int(lock["world_size"])
+
+
+def _words(shape: tuple[int, int, int]) -> str:
+    micro, accumulated, processes = shape
+    return f"{micro} × {accumulated} accumulated × {processes} processes = {micro * accumulated * processes}"

@@ -1,0 +1,110 @@
+"""Writing a directory that is committed whole: each rank its files, rank 0 the manifest and the rename."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bumblecore_core.protocols import Adapter
+from bumblecore_core.run.checkpoint.manifest import FileEntry, Manifest, describe, write_manifest
+from bumblecore_core.run.files import disk_errors, put_in_place, sync
+
+if TYPE_CHECKING:
+    import torch
+
+STATE = "state"
+PART = "part.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelParts:
+    """What is saved of a model. Raises nothing by itself."""
+
+    model: Any
+    tokenizer: Any
+    adapter: Adapter | None
+    max_shard_size: str
+
+    def write(self, directory: Path, state: Mapping[str, torch.Tensor]) -> None:
+        """Safetensors shards (or the adapter alone), config, generation config, tokenizer and chat template."""
+        if self.adapter is None:
+            with _without_bars():
+                self.model.save_pretrained(directory, state_dict=dict(state), max_shard_size=self.max_shard_size)
+        else:
+            self.adapter.save(model=self.model, state=state, directory=directory)
+        self.tokenizer.save_pretrained(directory)
+
+
+def rank_directory(temporary: Path, rank: int) -> Path:
+    """Where a rank's own training state lies."""
+    return temporary / STATE / f"rank-{rank}"
+
+
+def write_part(temporary: Path, rank: int, write: Callable[[Path], None]) -> None:
+    """Has `write` fill this rank's part of `temporary`, syncs it, notes sizes and hashes in `state/rank-N/part.json`.
+
+    Rank 0's part is everything outside the other ranks' directories. Raises `RunError` BC045 where the disk is full.
+    """
+    with disk_errors(temporary):
+        own = rank_directory(temporary, rank)
+        own.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        entries = {}
+        for file in _files(temporary if rank == 0 else own):
+            name = file.relative_to(temporary)
+            if rank == 0 and len(name.parts) > 2 and name.parts[0] == STATE and name.parts[1] != own.name:
+                continue
+            sync(file)
+            entries[name.as_posix()] = asdict(describe(file))
+        (own / PART).write_text(json.dumps(entries), encoding="utf-8")
+
+
+def commit(temporary: Path, directory: Path, *, world_size: int, facts: Mapping[str, Any]) -> None:
+    """Makes the written `temporary` the directory `directory`; for rank 0, once every rank's part is written."""
+    with disk_errors(directory):
+        files: dict[str, FileEntry] = {}
+        for rank in range(world_size):
+            part = rank_directory(temporary, rank) / PART
+            for name, entry in json.loads(part.read_text(encoding="utf-8")).items():
+                files[name] = FileEntry(**entry)
+            part.unlink()
+        _remove_empty(temporary / STATE)
+        for file in _files(temporary):
+            name = file.relative_to(temporary).as_posix()
+            if name not in files:  # an engine wrote it outside its rank's own directory
+                sync(file)
+                files[name] = describe(file)
+        write_manifest(temporary, Manifest(files=files, facts=facts))
+        for path in [*temporary.rglob("*"), temporary]:
+            if path.is_dir():
+                sync(path)
+        put_in_place(temporary, directory)
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.is_file())
+
+
+def _remove_empty(state: Path) -> None:
+    """Directories of ranks that had nothing to save, and with them `state` itself where nothing is in it."""
+    for directory in [*sorted(state.glob("rank-*")), state]:
+        if not any(directory.iterdir()):
+            directory.rmdir()
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Silences transformers' own progress bars: the run's loggers say what is saved."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,98 @@
+"""File operations that survive a crash: what is renamed into place has reached the disk before."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from bumblecore_core.errors import RunError, one
+
+WRITING, OUTGOING, REMOVING = ".writing", ".outgoing", ".removing"
+LEFTOVER = re.compile(
+    r"\.(checkpoint-\d+|final|run\.yaml|run\.lock\.json|metrics\.json)(\.writing|\.outgoing|\.removing)"
+)
+
+
+def sync(path: Path) -> None:
+    """fsync of a file or a directory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Writes a file and syncs it."""
+    path.write_bytes(data)
+    sync(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a text file atomically."""
+    temporary = path.with_name(f".{path.name}{WRITING}")
+    write_synced(temporary, text.encode())
+    temporary.replace(path)
+
+
+def fresh_beside(directory: Path) -> Path:
+    """An empty directory `.NAME.writing` beside `directory`; what an earlier attempt left there is deleted."""
+    temporary = directory.with_name(f".{directory.name}{WRITING}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def put_in_place(temporary: Path, directory: Path) -> None:
+    """Renames the complete and synced `temporary` to `directory`, and syncs the parent. What was there before is moved
+    aside first and deleted last, so that a crash in between leaves it where `recover` finds it."""
+    outgoing = directory.with_name(f".{directory.name}{OUTGOING}")
+    shutil.rmtree(outgoing, ignore_errors=True)
+    if os.path.lexists(directory):
+        directory.rename(outgoing)
+    temporary.rename(directory)
+    sync(directory.parent)
+    shutil.rmtree(outgoing, ignore_errors=True)
+
+
+def remove_directory(directory: Path) -> None:
+    """Deletes a directory so that a crash meanwhile leaves nothing half deleted under its name."""
+    doomed = directory.with_name(f".{directory.name}{REMOVING}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    directory.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def recover(parent: Path) -> None:
+    """Ends what a crash interrupted in `parent`: puts back what was moved aside and not replaced, deletes the rest."""
+    for path in sorted(parent.iterdir()):
+        match = LEFTOVER.fullmatch(path.name)
+        if match is None:
+            continue
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
+        elif match[2] == OUTGOING and not os.path.lexists(parent / match[1]):
+            path.rename(parent / match[1])
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def disk_errors(directory: Path) -> Iterator[None]:
+    """Turns a failure to write into `RunError`: BC045 where the disk is full, BC042 otherwise."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = getattr(error, "errno", None)
+        # safetensors writes in Rust and gives the system's error as text alone
+        full = number in (errno.ENOSPC, errno.EDQUOT) or any(f"os error {n})" in str(error) for n in (28, 122))
+        fix = "Free some space and run again" if full else "Check the disk and the directory's permissions"
+        code = "BC045" if full else "BC042"
+        raise one(RunError, code, f"saving failed: {error}", fix, place=str(directory)) from error

@@ -1,0 +1,232 @@
+"""What a run was made from (`run.lock.json`), and what of it has changed when a checkpoint is taken up again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bumblecore_core.config.resolved import ResolvedRun, Selected
+from bumblecore_core.errors import Problem
+from bumblecore_core.registry import Registry, singular
+
+if TYPE_CHECKING:
+    from bumblecore_core.run.data.store import TokenStore
+
+FORMAT = 1
+LIBRARIES = ("bumblecore", "torch", "transformers", "tokenizers", "safetensors", "numpy", "peft")
+HARMLESS = (
+    "output_dir",
+    "loggers",
+    "checkpoint",
+    "data.cache_dir",
+    "data.num_proc",
+    "data.num_workers",
+    "train.logging_steps",
+    "train.max_skipped_steps",
+)
+"""Config keys that change no number of a run."""
+BY_CONTENT = (
+    "data.path",
+    "data.eval_path",
+    "data.format",
+    "data.txt_split",
+    "data.strict",
+    "model.path",
+    "model.tokenizer",
+    "model.chat_template",
+    "model.trust_remote_code",
+)
+"""Config keys whose effect is compared by the fingerprints of data, tokenizer and model."""
+RESHAPING = ("train.micro_batch_size", "train.gradient_accumulation_steps")
+"""Config keys that with the number of processes make up the batch; their product is what counts."""
+SAMPLES, SAMPLE_BYTES = 64, 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift:
+    """One thing that differs: `name` is what `checkpoint.allow` accepts it by."""
+
+    name: str
+    saved: Any
+    now: Any
+    code: str
+
+    def problem(self, place: Path) -> Problem:
+        """As an error."""
+        return Problem(
+            code=self.code,
+            place=str(place),
+            field=self.name,
+            problem=f"was {_shown(self.saved)} when this was saved and is {_shown(self.now)} now",
+            fix=f"Put it back, or accept that the numbers change with --allow {self.name}",
+        )
+
+
+def make_lock(
+    *,
+    resolved: ResolvedRun,
+    registry: Registry,
+    model_dir: Path,
+    model_config: Any,
+    tokenizer_fingerprint: str,
+    store: TokenStore,
+    eval_store: TokenStore | None,
+    world_size: int,
+) -> dict[str, Any]:
+    """Plugins in use with distribution, version and a hash of their options; library versions; fingerprints of data,
+    tokenizer and model; the resolved config."""
+    chosen: list[Selected[Any]] = [resolved.stage, resolved.loss, resolved.optimizer, resolved.scheduler]
+    chosen += [resolved.engine, *resolved.loggers, *([resolved.adapter] if resolved.adapter else [])]
+    from_config = resolved.stage.record.model_from == "config"
+    return {
+        "format": FORMAT,
+        "config": resolved.to_dict(),
+        "world_size": world_size,
+        "plugins": [_plugin(one, registry) for one in chosen],
+        "libraries": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
+        "data": _data(store),
+        "evaluation_data": _data(eval_store) if eval_store is not None else None,
+        "tokenizer": tokenizer_fingerprint,
+        "model": {
+            "config": _model_config(model_config),
+            "weights": None if from_config else weights_fingerprint(model_dir),
+        },
+    }
+
+
+def config_differences(saved: Mapping[str, Any], now: Mapping[str, Any], *, ignored: Sequence[str]) -> list[Drift]:
+    """The keys in which two resolved configs differ, leaving out `ignored` sections and keys."""
+    found = {path: (left, right) for path, left, right in _differing(dict(saved), dict(now))}
+    return [
+        Drift(name=path, saved=left, now=right, code="BC043")
+        for path, (left, right) in sorted(found.items())
+        if not _covered(path, ignored)
+    ]
+
+
+def drift(saved: Mapping[str, Any], now: Mapping[str, Any], *, allowed: Sequence[str]) -> list[Drift]:
+    """What changed between two locks and changes the numbers, without what is `allowed` (a name, or its section)."""
+    found = config_differences(saved["config"], now["config"], ignored=(*HARMLESS, *BY_CONTENT, *RESHAPING))
+    for name, code in (("data", "BC050"), ("evaluation_data", "BC050"), ("tokenizer", "BC050")):
+        if saved[name] != now[name]:
+            found.append(Drift(name=name, saved=_brief(saved[name]), now=_brief(now[name]), code=code))
+    for path, left, right in _differing(saved["model"]["config"], now["model"]["config"], "model.config"):
+        found.append(Drift(name=path, saved=left, now=right, code="BC047"))
+    if saved["config"].get("adapter") and saved["model"]["weights"] != now["model"]["weights"]:
+        left, right = saved["model"]["weights"], now["model"]["weights"]
+        found.append(Drift(name="model.weights", saved=_brief(left), now=_brief(right), code="BC047"))
+    found += _plugin_drift(saved["plugins"], now["plugins"])
+    for name in sorted(saved["libraries"].keys() & now["libraries"].keys()):
+        left, right = saved["libraries"][name], now["libraries"][name]
+        if left != right:
+            found.append(Drift(name=f"library.{name}", saved=left, now=right, code="BC070"))
+    return [one for one in found if not _covered(one.name, allowed)]
+
+
+def numbers_hash(config: Mapping[str, Any]) -> str:
+    """SHA-256 of a resolved config without its harmless keys: equal where two runs are the same run."""
+    kept = {key: value for key, value in config.items() if key not in HARMLESS}
+    for section in ("data", "train"):
+        inner = kept.get(section, {})
+        kept[section] = {key: value for key, value in inner.items() if f"{section}.{key}" not in HARMLESS}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def batch_size(lock: Mapping[str, Any]) -> int:
+    """Rows (or packed rows) of an optimizer step."""
+    train = lock["config"]["train"]
+    return int(train["micro_batch_size"]) * int(train["gradient_accumulation_steps"]) * int(lock["world_size"])
+
+
+def weights_fingerprint(directory: Path) -> str:
+    """SHA-256 over the names and sizes of the weight files and 64 evenly spaced blocks of 64 KiB of each: a model of
+    any size is told from another in milliseconds; a change made on purpose between the blocks is not seen."""
+    digest = hashlib.sha256()
+    files = sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")])
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name}\0{size}\0".encode())
+        with file.open("rb") as opened:
+            for at in range(SAMPLES):
+                opened.seek(max(0, size - SAMPLE_BYTES) * at // (SAMPLES - 1))
+                digest.update(opened.read(SAMPLE_BYTES))
+                if size <= SAMPLE_BYTES:
+                    break
+    return digest.hexdigest()
+
+
+def _plugin(chosen: Selected[Any], registry: Registry) -> dict[str, str]:
+    plugin = registry.provided(chosen.record.kind, chosen.name).plugin
+    options = json.dumps(chosen.options.model_dump(mode="json"), sort_keys=True)
+    return {
+        "kind": chosen.record.kind,
+        "name": chosen.name,
+        "distribution": plugin.distribution,
+        "version": plugin.version,
+        "options_sha256": hashlib.sha256(options.encode()).hexdigest(),
+    }
+
+
+def _plugin_drift(saved: Sequence[Mapping[str, str]], now: Sequence[Mapping[str, str]]) -> Iterator[Drift]:
+    """Plugins of another distribution or version. Which plugins are chosen is compared with the config; loggers are
+    harmless, and BumbleCore's own version is a library's."""
+    current = {(one["kind"], one["name"]): one for one in now}
+    for one in saved:
+        other = current.get((one["kind"], one["name"]))
+        if other is None or one["kind"] == "loggers" or one["distribution"] == other["distribution"] == "bumblecore":
+            continue
+        left, right = ([plugin["distribution"], plugin["version"]] for plugin in (one, other))
+        if left != right:
+            name = f"plugin.{singular(one['kind'])}.{one['name']}"
+            yield Drift(name=name, saved=" ".join(left), now=" ".join(right), code="BC070")
+
+
+def _data(store: TokenStore) -> dict[str, Any]:
+    return {"content": store.content, "weights": list(store.weights), "examples": len(store)}
+
+
+def _model_config(config: Any) -> dict[str, Any]:
+    plain = json.loads(config.to_json_string(use_diff=False))
+    skipped = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures")
+    return {key: value for key, value in plain.items() if key not in skipped and not key.startswith("_")}
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _covered(path: str, names: Sequence[str]) -> bool:
+    return any(path == name or path.startswith(f"{name}.") for name in names)
+
+
+def _differing(saved: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(saved, dict) and isinstance(now, dict):
+        for key in sorted(saved.keys() | now.keys()):
+            yield from _differing(saved.get(key), now.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(saved, list) and isinstance(now, list) and len(saved) == len(now):
+        for index, (left, right) in enumerate(zip(saved, now, strict=True)):
+            yield from _differing(left, right, f"{path}.{index}")
+    elif saved != now:
+        yield path, saved, now
+
+
+def _brief(value: Any) -> Any:
+    if isinstance(value, dict) and "content" in value:
+        return f"{value['examples']:,} examples, fingerprint {value['content'][:12]}, weights {value['weights']}"
+    return value[:12] if isinstance(value, str) else value
+
+
+def _shown(value: Any) -> str:
+    text = (
+        "not set" if value is None else json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
+    )
+    return text if len(text) <= 80 else text[:77] + "…"

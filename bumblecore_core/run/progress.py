@@ -1,0 +1,77 @@
+"""How far a run has come: what the loop counts, and the history that it has reported."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bumblecore_core.run.data.plan import Window
+from bumblecore_core.values import StepEvent
+
+FIGURES_OF_THE_MACHINE = ("_per_second", "seconds")
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """What the loop has done so far.
+
+    `step`: optimizer steps; `tokens`: of all ranks; `evaluated`: the last step after which the evaluation ran, with its
+    loss; `rows_digest`: SHA-256 chained over the rows of every window, in order; `last`: the newest figures by name
+    (evaluation's with an `eval_` prefix); `history`: every event that loggers were told.
+    """
+
+    step: int = 0
+    epoch: float = 0.0
+    tokens: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    evaluated: int = 0
+    evaluation_loss: float = math.nan
+    rows_digest: str = ""
+    last: dict[str, float] = field(default_factory=dict)
+    history: list[StepEvent] = field(default_factory=list)
+
+    def count_window(self, window: Window, tokens: int) -> None:
+        """Takes notice of an optimizer step."""
+        digest = hashlib.sha256(self.rows_digest.encode())
+        for rank in window.micro_batches:
+            for micro in rank:
+                digest.update(np.asarray([micro.counts, *micro.rows], dtype=np.int64).tobytes())
+        self.rows_digest = digest.hexdigest()
+        self.step += 1
+        self.epoch = window.epoch_after
+        self.tokens += tokens
+
+    def to_state(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """(what equals in every run of the same config on the same machine, the history with its timings)."""
+        exact = {
+            "step": self.step,
+            "epoch": self.epoch,
+            "tokens": self.tokens,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "evaluated": self.evaluated,
+            "evaluation_loss": self.evaluation_loss,
+            "rows_digest": self.rows_digest,
+            "last": {name: value for name, value in self.last.items() if not depends_on_the_machine(name)},
+        }
+        events = [
+            {"step": event.step, "epoch": event.epoch, "split": event.split, "metrics": dict(event.metrics)}
+            for event in self.history
+        ]
+        return exact, events
+
+    @staticmethod
+    def from_state(exact: Mapping[str, Any], events: list[dict[str, Any]]) -> Progress:
+        """What `to_state` took apart."""
+        return Progress(**exact, history=[StepEvent(**event) for event in events])
+
+
+def depends_on_the_machine(metric: str) -> bool:
+    """Whether a metric is a timing or a memory figure, which no two runs share."""
+    return metric.endswith(FIGURES_OF_THE_MACHINE) or metric.startswith(("peak_memory", "mfu", "data_wait"))
