@@ -127,7 +127,6 @@ class EngineContext:
     max_grad_norm: float | None = None
     gradient_accumulation_steps: int = 1
     micro_batch_size: int = 1
-    seed: int = 42
 
 
 class Engine(Protocol):

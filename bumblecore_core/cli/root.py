@@ -22,6 +22,11 @@ INTERRUPTED, BROKEN_PIPE = 128 + 2, 128 + 13  # as a shell reports SIGINT and SI
 CORE_COMMANDS: Mapping[str, tuple[str, str]] = {
     "run": ("bumblecore_core.cli.run:run", "Train: one config, or several in order."),
     "plan": ("bumblecore_core.cli.plan:plan", "Say what a run would do and how much memory it takes; train nothing."),
+    "checkpoint": ("bumblecore_core.cli.checkpoint:checkpoint", "List a run's checkpoints, or verify them."),
+    "verify-resume": (
+        "bumblecore_core.cli.verify_resume:verify_resume",
+        "Kill and resume a short run of a config, and compare it bit for bit with one left alone.",
+    ),
     "config": ("bumblecore_core.cli.config:config", "Show, start, or describe a run's configuration."),
     "plugins": ("bumblecore_core.cli.plugins:plugins", "List plugins; show one plugin's options."),
 }

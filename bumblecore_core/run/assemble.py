@@ -80,7 +80,6 @@ def build_engine(resolved: ResolvedRun) -> Engine:
         max_grad_norm=config.train.max_grad_norm,
         gradient_accumulation_steps=config.train.gradient_accumulation_steps,
         micro_batch_size=config.train.micro_batch_size,
-        seed=config.train.seed,
     )
     engine: Engine = build(resolved.engine, context=context)
     return engine

@@ -24,6 +24,7 @@ from bumblecore_core.run.assemble import (
 )
 from bumblecore_core.run.checkpoint.resume import Start, check_start, choose_start, restore
 from bumblecore_core.run.checkpoint.saver import Saver, SavingTime
+from bumblecore_core.run.checkpoint.streams import seed_streams
 from bumblecore_core.run.checkpoint.writing import ModelParts, commit, write_part
 from bumblecore_core.run.data.loader import rank_windows
 from bumblecore_core.run.directory_lock import held
@@ -110,7 +111,11 @@ def _run(
     lock = _lock(prepared, registry, engine)
     warnings = list(start.warnings) + check_start(start, lock, allowed=config.checkpoint.allow) if start else []
     assembled = assemble(prepared, registry, engine, start.path if start else None)
-    progress = restore(start, engine, seed=config.train.seed) if start else Progress()
+    if start is None:
+        seed_streams(config.train.seed, engine.rank)
+        progress = Progress()
+    else:
+        progress = restore(start, engine, seed=config.train.seed)
     loggers = _loggers(resolved, engine)
     info = _info(prepared, assembled, start, progress, warnings)
     if engine.rank == 0:

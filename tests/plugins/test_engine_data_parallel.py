@@ -20,6 +20,7 @@ import torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
 from bumblecore_core import BumbleError
+from bumblecore_core.run.checkpoint.streams import seed_streams
 from engine_twin import batch, engine, groups, tiny, train
 from test_engine_data_parallel import CASES, rank_windows, windows
 
@@ -46,6 +47,7 @@ result["skipped"] = made.step(gradient_scale=1.0).skipped and torch.equal(before
 # Different starts are made equal; no process dropped the same mask.
 made = engine(model := tiny(seed=made.rank, dropout=0.5))
 weights["start"] = dict(model.state_dict())
+seed_streams(0, made.rank)
 result["dropped"] = float(made.forward_backward(batch=batch(1), scale=1.0, last=True).loss_sum)
 made.step(gradient_scale=1.0)
 torch.save(weights, f"{sys.argv[2]}/{made.rank}.pt")

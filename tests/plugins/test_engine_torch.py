@@ -207,16 +207,6 @@ def test_evaluation_is_without_dropout_and_gradients_and_restores_training():
     assert not noisy[0].requires_grad
 
 
-def test_dropout_is_a_stream_of_the_seed():
-    def losses(seed):
-        torch.manual_seed(0)
-        made = engine(tiny(dropout=0.5), seed=seed)
-        return [float(made.forward_backward(batch=batch(1), scale=1.0, last=True).loss_sum) for _ in range(2)]
-
-    assert losses(1) == losses(1)
-    assert losses(1) != losses(2)
-
-
 def test_learning_rates_by_group_and_schedules_step():
     halving = lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 0.5**step)  # noqa: E731
     made = engine(tiny(), make_scheduler=halving)

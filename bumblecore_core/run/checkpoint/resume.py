@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bumblecore_core.errors import BumbleError, Problem, RunError, one
 from bumblecore_core.protocols import Engine
 from bumblecore_core.run.checkpoint.folder import Checkpoint, inspect, list_checkpoints
 from bumblecore_core.run.checkpoint.manifest import Newer, Torn, faults, read_manifest
-from bumblecore_core.run.checkpoint.streams import put_streams
+from bumblecore_core.run.checkpoint.streams import put_streams, seed_streams
 from bumblecore_core.run.checkpoint.writing import STATE, rank_directory
 from bumblecore_core.run.lock import batch_size, drift
 from bumblecore_core.run.progress import Progress
-from bumblecore_core.toolkit.seeds import derive_seed
 from bumblecore_core.toolkit.state_files import read_state
 
 FIELD = "checkpoint.resume"
@@ -84,7 +81,7 @@ def restore(start: Start, engine: Engine, *, seed: int) -> Progress:
         if int(start.lock["world_size"]) == engine.world_size:
             put_streams(read_state(rank_directory(start.path, engine.rank), "streams"), engine.device)
         else:  # the streams were those of other ranks: new ones, unlike those at the run's beginning
-            torch.manual_seed(derive_seed(seed, "dropout", engine.rank, start.step))
+            seed_streams(seed, engine.rank, start.step)
     except BumbleError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""The random streams of a process, taken and put back bit for bit."""
+"""The random streams of a process: begun from the run's seed, taken, and put back bit for bit."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from bumblecore_core.toolkit.seeds import derive_seed
+
+
+def seed_streams(seed: int, rank: int, first_step: int = 0) -> None:
+    """Begins the streams that dropout and plugins draw from: others for each rank, and for each step that a run goes on
+    from with another number of ranks."""
+    torch.manual_seed(derive_seed(seed, "dropout", rank, first_step))
+    np.random.seed(derive_seed(seed, "numpy", rank, first_step) % 2**32)
+    random.seed(derive_seed(seed, "python", rank, first_step))
 
 
 def take_streams(device: torch.device) -> dict[str, Any]:

@@ -6,12 +6,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 
 import torch
 import torch.distributed as dist
 
 from bumblecore_core import RunError, one
 
+_GROUPS = count()
+_STORES: dict[Launch, dist.Store] = {}
 LAUNCH_KEYS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -68,19 +71,33 @@ def choose_device(name: str, launch: Launch) -> torch.device:
 
 
 def join(launch: Launch, device: torch.device, seconds: float) -> bool:
-    """Joins the process group (NCCL on GPUs, gloo on CPUs); whether this call made it. Raises `RunError` BC067."""
+    """Joins the process group (NCCL on GPUs, gloo on CPUs); whether this call made it. Raises `RunError` BC067.
+
+    Runs that follow one another in a process make a group each. Their addresses go into one store under a name of the
+    group's own: under the same name a rank could read, and wait for, the address of a rank of the group before.
+    """
     if launch.world_size == 1 or dist.is_initialized():
         return False
     cuda = device.type == "cuda"
     with reported("joining the process group"):
+        limit = timedelta(seconds=seconds)
         dist.init_process_group(
             "nccl" if cuda else "gloo",
+            store=dist.PrefixStore(f"bumblecore-{next(_GROUPS)}", _store(launch, limit)),
             rank=launch.rank,
             world_size=launch.world_size,
-            timeout=timedelta(seconds=seconds),
+            timeout=limit,
             device_id=device if cuda else None,
         )
     return True
+
+
+def _store(launch: Launch, limit: timedelta) -> dist.Store:
+    """Where the processes of this launch find one another; it lives as long as the process."""
+    if launch not in _STORES:
+        _STORES[launch], _, _ = next(dist.rendezvous("env://", launch.rank, launch.world_size, timeout=limit))
+    _STORES[launch].set_timeout(limit)
+    return _STORES[launch]
 
 
 @contextmanager

@@ -29,11 +29,12 @@ class Bucket:
 
 
 class GradientSync:
-    """Sums the `.grad` of `parameters` over all ranks: `arm` before the window's last backward pass, `finish` after.
+    """Sums the `.grad` of `parameters` over all ranks: `arm` before the window's last backward pass, `send_rest` right
+    after it, `finish` before the gradients are used.
 
-    Buckets are sent strictly in order on every rank, whatever the order in which gradients appear, so collectives match
-    even where one rank has a filler and no gradient at all. A parameter that no rank used keeps `.grad = None`, as on
-    one process.
+    Buckets are sent strictly in order on every rank, whatever the order in which gradients appear, and all of them
+    before any other collective: so collectives match even where one rank has a filler and no gradient at all, or where
+    ranks use different parameters. A parameter that no rank used keeps `.grad = None`, as on one process.
     """
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter], *, bucket_bytes: float) -> None:
@@ -50,12 +51,14 @@ class GradientSync:
             bucket.missing = len(bucket.parameters)
         self._armed, self._sent = True, 0
 
-    def finish(self) -> None:
-        """Sends what is left, waits, and puts the sums into `.grad`. A collective; raises `RunError` BC067."""
-        if not self._armed:
-            self.arm()
+    def send_rest(self) -> None:
+        """Sends the buckets that the backward pass, if there was one, did not fill. Raises `RunError` BC067."""
         with reported("summing gradients over processes"):
             self._send(len(self._buckets))
+
+    def finish(self) -> None:
+        """Waits, and puts the sums into `.grad`. A collective; raises `RunError` BC067."""
+        with reported("summing gradients over processes"):
             for bucket in self._buckets:
                 _receive(bucket)
         self._armed = False

@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from bumblecore_core import Batch, EngineContext, ModelError, ParameterGroup, StepOutput, StepResult, one
-from bumblecore_core.toolkit.seeds import derive_seed
 from bumblecore_plugins.engines import TorchOptions
 from bumblecore_plugins.engines.distributed import choose_device, join, read_launch, reported
 from bumblecore_plugins.engines.gradient_sync import GradientSync
@@ -116,15 +115,18 @@ class TorchEngine:
         elif self.device.type == "cpu":
             _look_up_sparsely(getattr(module, "model", module))
         self._module.train()
-        torch.manual_seed(derive_seed(self._context.seed, "dropout", self.rank))
 
     def forward_backward(self, *, batch: Batch, scale: float, last: bool) -> StepOutput:
         if self._sync is not None and last:
             self._sync.arm()
-        batch = batch.to(self.device)
+        output = self._forward_backward(batch.to(self.device), scale)
+        if self._sync is not None and last:
+            self._sync.send_rest()
+        return output
+
+    def _forward_backward(self, batch: Batch, scale: float) -> StepOutput:
         if scale == 0:
-            # A filler: its metrics' names are wanted, its gradient is zero. No backward, for 0 × NaN is NaN; the
-            # collectives that this rank owes the others are paid in `step`.
+            # A filler: its metrics' names are wanted, its gradient is zero. No backward, for 0 × NaN is NaN.
             with torch.no_grad():
                 return _detached(self._module(batch))
         output = self._module(batch)

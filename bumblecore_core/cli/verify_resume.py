@@ -1,0 +1,123 @@
+"""`bumble verify-resume`: proves on the user's own config and plugins that a killed and resumed run loses nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from bumblecore_core.cli.root import app_of
+from bumblecore_core.cli.sets import set_option
+from bumblecore_core.registry import PluginSwitches
+
+DIFFERS = 1
+
+
+@click.command("verify-resume")
+@click.argument("config", metavar="RUN.YAML")
+@set_option
+@click.option("--steps", default=6, show_default=True, type=click.IntRange(2), help="Optimizer steps to train.")
+@click.option("--save-at", type=click.IntRange(1), help="The step that is saved and killed at; half way if not given.")
+@click.option("--nproc", default=1, show_default=True, type=click.IntRange(1), help="Processes, under torchrun.")
+@click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="Keep the runs in this directory.")
+@click.pass_context
+def verify_resume(
+    ctx: click.Context,
+    config: str,
+    overrides: tuple[str, ...],
+    steps: int,
+    save_at: int | None,
+    nproc: int,
+    keep: Path | None,
+) -> None:
+    """Trains a few steps, kills itself, resumes, and compares everything with a run that was left alone.
+
+    Compared bit for bit: weights, optimizer, schedule, loss scale and random streams of every process, the rows of
+    each step in order, losses, learning rates and every other figure that is no timing. Exit code 1 where anything
+    differs. Nothing is written to the config's own output_dir.
+    """
+    from bumblecore_core.config.resolve import load_run
+
+    app = app_of(ctx)
+    load_run(config, overrides, app.registry())
+    save_at = save_at or steps // 2
+    if save_at >= steps:
+        raise click.BadParameter("it must be less than --steps, or nothing is left to resume", param_hint="--save-at")
+    with tempfile.TemporaryDirectory(prefix="bumble-verify-resume-") as scratch:
+        place = Path(keep or scratch)
+        place.mkdir(parents=True, exist_ok=True)
+        launch = _Launch(config, [*overrides, *_settings(steps, save_at)], app.switches, nproc, place)
+        differences = _compare(launch, steps, save_at)
+    if differences:
+        click.echo(f"NOT the same after resuming ({len(differences)} differences):")
+        for line in differences[:20]:
+            click.echo(f"  {line}")
+        ctx.exit(DIFFERS)
+    click.echo(f"the same, bit for bit: killed at step {save_at}, resumed to step {steps}, {nproc} process(es)")
+
+
+def _settings(steps: int, save_at: int) -> list[str]:
+    return [
+        f"train.max_steps={steps}",
+        "train.logging_steps=1",
+        f"checkpoint.save_steps={save_at}",
+        "checkpoint.save_every=null",
+        "checkpoint.save_total_limit=null",
+        "checkpoint.save_last=true",
+        "checkpoint.resume=auto",
+    ]
+
+
+class _Launch:
+    """Runs the config in processes of their own, as a user would."""
+
+    def __init__(
+        self, config: str, overrides: Sequence[str], switches: PluginSwitches, nproc: int, place: Path
+    ) -> None:
+        self.config, self.overrides, self.switches, self.nproc, self.place = config, overrides, switches, nproc, place
+
+    def run(self, name: str, loggers: Sequence[str]) -> int:
+        """The exit code; what the run says goes to `NAME.log`."""
+        from bumblecore_core.testing import killer
+
+        command = [sys.executable]
+        if self.nproc > 1:
+            command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.nproc}"]
+        command += ["-m", "bumblecore_core", "-p", killer.__name__]
+        command += ["--no-plugins"] if self.switches.builtins_only else []
+        for module in self.switches.modules:
+            command += ["-p", module]
+        command += ["run", self.config]
+        for setting in [*self.overrides, f"loggers={json.dumps(list(loggers))}", f"output_dir={self.place / name}"]:
+            command += ["--set", setting]
+        with (self.place / f"{name}.log").open("a", encoding="utf-8") as log:
+            return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+
+    def said(self, name: str) -> str:
+        """The last lines of a run's log."""
+        return "\n".join((self.place / f"{name}.log").read_text(encoding="utf-8", errors="replace").splitlines()[-8:])
+
+
+def _compare(launch: _Launch, steps: int, save_at: int) -> list[str]:
+    from bumblecore_core.run.checkpoint.compare import checkpoint_differences, history_differences
+    from bumblecore_core.testing.killer import NAME
+
+    click.echo(f"training {steps} steps without a break …")
+    if launch.run("whole", ["metrics_json"]) != 0:
+        raise click.ClickException(f"the run itself failed:\n{launch.said('whole')}")
+    click.echo(f"training again, killed when checkpoint-{save_at} is committed …")
+    if launch.run("resumed", ["metrics_json", NAME]) == 0:
+        raise click.ClickException(f"the run was not killed:\n{launch.said('resumed')}")
+    click.echo("resuming …")
+    if launch.run("resumed", ["metrics_json"]) != 0:
+        raise click.ClickException(f"resuming failed:\n{launch.said('resumed')}")
+    whole, resumed = launch.place / "whole", launch.place / "resumed"
+    found = [f"metrics.json, {line}" for line in history_differences(whole / "metrics.json", resumed / "metrics.json")]
+    for name in (f"checkpoint-{save_at}", f"checkpoint-{steps}", "final"):
+        found += [f"{name}/{line}" for line in checkpoint_differences(whole / name, resumed / name)]
+    return found

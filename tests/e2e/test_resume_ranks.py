@@ -1,0 +1,106 @@
+"""Two gloo ranks that stop and go on equal two that were left alone, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bumblecore_core.run.checkpoint.compare import checkpoint_differences
+from resume_runs import STEPS, bench_of, differences, settings_of
+from workbench import write_config
+
+CASES = {
+    "pretrain": ("pretrain", {"dropout": True}),
+    "sft": ("sft", {"dropout": True}),
+    "packing": ("pretrain", {"data": {"packing": True}, "train": {"micro_batch_size": 1}}),
+}
+SAVE_POINTS = (3, 7, STEPS)
+DRIVER = """
+import json, os, sys
+from bumblecore_core.cli import main
+from bumblecore_core.run import loop
+from bumblecore_plugins.engines.torch_engine import TorchEngine
+
+codes = []
+plain = TorchEngine.forward_backward
+for arguments, signal_rank, micro_batch, looks_after_each in json.loads(sys.argv[1]):
+    calls = []
+
+    def counted(self, **inputs):
+        calls.append(None)
+        if signal_rank == self.rank and len(calls) == micro_batch:
+            os.kill(os.getpid(), 15)
+        return plain(self, **inputs)
+
+    TorchEngine.forward_backward = counted
+    loop.LONG_WINDOW = -1.0 if looks_after_each else 1e9
+    try:
+        main(arguments)
+    except SystemExit as ended:
+        codes.append(ended.code or 0)
+with open(sys.argv[2] + "." + os.environ["RANK"], "w") as file:
+    json.dump(codes, file)
+"""
+
+
+def torchrun(bench: Path, runs: list) -> list[list[int]]:
+    """Runs `bumble` several times in the same two processes; the exit codes of each rank."""
+    (bench / "driver.py").write_text(DRIVER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [str(bench / "driver.py"), json.dumps(runs), str(bench / "codes")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return [json.loads((bench / f"codes.{rank}").read_text()) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    """Every run of this module, made under one launch."""
+    bench = bench_of(tmp_path_factory.mktemp("ranks"))
+    runs = []
+
+    def add(name: str, stage: str, case: dict, *options: str, stop: tuple = (None, 0, False)) -> None:
+        settings = settings_of(bench, stage, name, **case)
+        settings["engine"] = {"name": "torch", "timeout_seconds": 60}
+        runs.append((["run", str(write_config(bench / f"{name}.yaml", **settings)), *options], *stop))
+
+    for name, (stage, case) in CASES.items():
+        add(name, stage, case)
+        for point in SAVE_POINTS:
+            add(f"{name}-{point}", stage, case, "--resume", str(bench / name / f"checkpoint-{point}"))
+    for rank, looks_after_each in ((0, False), (1, False), (1, True)):
+        name = f"stopped-{rank}-{looks_after_each}"
+        case = {"dropout": True, "checkpoint": {"save_steps": STEPS}}
+        # an epoch of two ranks: three windows of three micro-batches, and one short one with a filler
+        add(name, "pretrain", case, stop=(rank, 3 * 3 + 1 + 1, looks_after_each))
+        add(name, "pretrain", case)
+    codes = torchrun(bench, runs)
+    assert codes[0] == codes[1]
+    (bench / "codes.json").write_text(json.dumps(codes[0]))
+    return bench
+
+
+@pytest.mark.parametrize("point", SAVE_POINTS)
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_resume_to_the_same_bits(bench, name, point):
+    left, right = bench / name, bench / f"{name}-{point}"
+    assert (left / "checkpoint-3" / "state" / "rank-1" / "streams.safetensors").is_file()
+    if point == STEPS:
+        assert checkpoint_differences(left / "final", right / "final") == []
+    else:
+        assert differences(left, right) == []
+
+
+@pytest.mark.parametrize(("rank", "looks_after_each"), [(0, False), (1, False), (1, True)])
+def test_ranks_agree_to_stop_wherever_the_signal_came(bench, rank, looks_after_each):
+    codes = json.loads((bench / "codes.json").read_text())[-6:]
+    assert codes == [128 + signal.SIGTERM, 0] * 3
+    stopped = bench / f"stopped-{rank}-{looks_after_each}"
+    step = 4 if looks_after_each else 5
+    assert (stopped / f"checkpoint-{step}").is_dir()
+    assert differences(bench / "pretrain", stopped) == []
