@@ -1,0 +1,82 @@
+"""Processes that get a signal save, say so, and end as a shell expects: with 128 and the signal's number."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bumblecore_core.run.checkpoint.manifest import faults
+from workbench import pretrain_settings, workbench, write_config
+
+GRACE = 25.0  # seconds that a run has from the signal to its end
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+@pytest.fixture
+def config(tmp_path):
+    settings = pretrain_settings(workbench(tmp_path), max_steps=1_000_000)
+    return write_config(tmp_path / "run.yaml", **settings)
+
+
+def started(config: Path, *launch: str) -> subprocess.Popen:
+    """A run in a process of its own that has done some steps."""
+    command = [sys.executable, *launch, "-m", "bumblecore_core", "run", str(config)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    metrics = config.parent / "pretrain" / "metrics.json"
+    for _ in range(600):
+        if metrics.exists() and len(json.loads(metrics.read_text())) > 3:
+            return process
+        time.sleep(0.1)
+    process.kill()
+    raise AssertionError(process.communicate()[1])
+
+
+def saved(config: Path) -> int:
+    """The step of the one checkpoint there is, which is whole."""
+    (checkpoint,) = (config.parent / "pretrain").glob("checkpoint-*")
+    assert faults(checkpoint) == []
+    return int(checkpoint.name.split("-")[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_the_run(config, number):
+    process = started(config)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=GRACE)
+    assert process.returncode == 128 + number
+    assert f"{signal.Signals(number).name}: saving a checkpoint, then stopping" in err
+    assert f"interrupted by {signal.Signals(number).name}: {saved(config):,} steps" in out
+    assert "Traceback" not in err
+    assert (config.parent / "pretrain" / "metrics.json").read_text().count('"train"') == saved(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_launcher_saves_the_state_of_both_ranks(config, number):
+    process = started(config, *TORCHRUN)
+    process.send_signal(number)
+    process.communicate(timeout=GRACE + 30)
+    assert process.returncode != 0
+    step = saved(config)
+    assert {path.name for path in (config.parent / "pretrain" / f"checkpoint-{step}" / "state").glob("rank-*")} == {
+        "rank-0",
+        "rank-1",
+    }
+
+
+def test_a_signal_while_the_run_is_prepared_ends_it_without_a_traceback(config):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bumblecore_core", "run", str(config)], stderr=subprocess.PIPE, text=True
+    )
+    while not (config.parent / "pretrain" / ".lock").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=GRACE)
+    assert process.returncode == 130
+    assert "Traceback" not in err
