@@ -21,7 +21,7 @@ def write_state(directory: Path, name: str, tree: Any) -> None:
     """Writes `tree` as `name.json` and, where it holds tensors, `name.safetensors`.
 
     `tree`: dicts, lists, tuples, strings, numbers, booleans, None and dense tensors, nested; it is read back with
-    equal types, float bits and tensor dtypes. Raises `PluginError` BC055 for anything else, naming where it is.
+    equal types, float values and tensor dtypes. Raises `PluginError` BC055 for anything else, naming where it is.
     """
     tensors: dict[str, torch.Tensor] = {}
     plain = _pack(tree, name, tensors)
@@ -44,19 +44,20 @@ def copied(tree: Any) -> Any:
         return tree.detach().to("cpu", copy=True)
     if isinstance(tree, Mapping):
         return {key: copied(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(map(copied, tree)) if type(tree) in (list, tuple) else tree
-    return tree
+    if isinstance(tree, tuple):
+        return tuple(map(copied, tree))
+    return [copied(item) for item in tree] if isinstance(tree, list) else tree
 
 
 def _pack(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
-    if isinstance(value, torch.Tensor) and value.layout == torch.strided:
-        tensors[path] = value.detach()
-        return {TENSOR: path}
+    if isinstance(value, torch.Tensor) and _is_plain(value):
+        name = str(len(tensors))
+        tensors[name] = value.detach().resolve_conj().resolve_neg()
+        return {TENSOR: name}
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
-        return value if math.isfinite(value) else {FLOAT: repr(value)}
+        return float(value) if math.isfinite(value) else {FLOAT: repr(float(value))}
     if isinstance(value, list):
         return [_pack(item, f"{path}.{at}", tensors) for at, item in enumerate(value)]
     if isinstance(value, tuple):
@@ -64,13 +65,22 @@ def _pack(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, Mapping):
         if all(isinstance(key, str) for key in value) and not MARKS & set(value):
             return {key: _pack(item, f"{path}.{key}", tensors) for key, item in value.items()}
-        return {
-            ITEMS: [
-                [_pack(key, f"{path}.key", {}), _pack(item, f"{path}.{key}", tensors)] for key, item in value.items()
-            ]
-        }
-    problem = f"a {type(value).__name__} at {path} cannot be saved: a checkpoint holds tensors, numbers and text alone"
-    raise one(PluginError, "BC055", problem, "Keep state of these types in state_dict()", field=path)
+        in_keys: dict[str, torch.Tensor] = {}
+        pairs = [[_pack(key, path, in_keys), _pack(item, f"{path}.{key}", tensors)] for key, item in value.items()]
+        if in_keys:
+            raise _unsavable("a Tensor as a key", path)
+        return {ITEMS: pairs}
+    raise _unsavable(f"a {type(value).__name__}", path)
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether safetensors can hold it."""
+    return tensor.layout == torch.strided and not tensor.is_meta and tensor.dtype != torch.complex128
+
+
+def _unsavable(what: str, path: str) -> Exception:
+    problem = f"{what} at {path} cannot be saved: a checkpoint holds plain tensors, numbers and text alone"
+    return one(PluginError, "BC055", problem, "Keep state of these types in state_dict()", field=path)
 
 
 def _unpack(plain: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
@@ -95,6 +105,7 @@ def _unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     found = {}
     for name, tensor in tensors.items():
         storage = tensor.untyped_storage().data_ptr()
-        found[name] = tensor.contiguous() if storage not in seen else tensor.clone()
+        shared = storage in seen
+        found[name] = tensor.clone(memory_format=torch.contiguous_format) if shared else tensor.contiguous()
         seen.add(storage)
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ def inspect(path: Path, step: int | None = None) -> Checkpoint:
     if step is not None and number != step:
         wrong.append(f"its manifest says step {number}")
     if wrong:
-        return Checkpoint(path=path, step=step or number, manifest=None, fault=wrong[0])
+        return Checkpoint(path=path, step=number if step is None else step, manifest=None, fault=wrong[0])
     return Checkpoint(path=path, step=number, manifest=manifest)
 
 
@@ -78,8 +79,9 @@ def outdated(checkpoints: Sequence[Checkpoint], *, limit: int | None, pinned: Co
     if limit is None:
         return []
     winner = best(valid)
-    kept = {one.path for one in valid[-limit:]} | set(pinned) | ({winner.path} if winner else set())
-    return [one for one in valid if one.path not in kept]
+    kept = {one.path for one in valid[-limit:]} | ({winner.path} if winner else set())
+    held = {os.path.realpath(path) for path in pinned}  # however the user wrote them
+    return [one for one in valid if one.path not in kept and os.path.realpath(one.path) not in held]
 
 
 def rotate(output_dir: Path, *, limit: int | None, pinned: Collection[Path]) -> list[Path]:

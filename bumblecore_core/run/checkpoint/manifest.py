@@ -82,15 +82,17 @@ def read_manifest(directory: Path) -> Manifest:
         raise Torn(f"{MANIFEST} cannot be read ({error.strerror})") from None
     try:
         plain = json.loads(written)
+        del plain["sha256"]
+        if written != _rendered(plain):
+            raise ValueError("the bytes are not those that were written")
         if plain["written_by"] == MARKER and plain["format"] > FORMAT:
             raise Newer(f"format {plain['format']}, and this version of BumbleCore reads up to {FORMAT}")
         files = {name: FileEntry(size=entry["size"], sha256=entry["sha256"]) for name, entry in plain["files"].items()}
         manifest = Manifest(files=files, facts=plain["facts"])
-        intact = written == _rendered(_plain(manifest)) and all(map(_is_inside, files))
+        if plain != _plain(manifest) or not all(map(_is_inside, files)):
+            raise ValueError("other fields than ours, or files elsewhere")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        intact = False
-    if not intact:
-        raise Torn(f"{MANIFEST} is damaged")
+        raise Torn(f"{MANIFEST} is damaged") from None
     return manifest
 
 

@@ -69,7 +69,9 @@ def check_start(start: Start, lock: Mapping[str, Any], *, allowed: Sequence[str]
         raise RunError(problems)
     if then == now:
         return []
-    return [f"a step was {_words(then)} and is {_words(now)} now: the numbers agree up to rounding, not bit for bit"]
+    told = f"a step was {_words(then)} and is {_words(now)} now: "
+    same = batch_size(saved) == batch_size(lock)
+    return [told + ("the numbers agree up to rounding, not bit for bit" if same else "the numbers change, as allowed")]
 
 
 def restore(start: Start, engine: Engine, *, seed: int) -> Progress:
@@ -130,7 +132,12 @@ def _verified(checkpoint: Checkpoint) -> Start:
     if wrong:
         fix = "Resume from another checkpoint, or start anew with --overwrite"
         raise RunError([Problem(code="BC046", place=place, field=FIELD, problem=line, fix=fix) for line in wrong])
-    lock = read_state(checkpoint.path / STATE, "lock")
+    try:
+        lock = read_state(checkpoint.path / STATE, "lock")
+    except (OSError, ValueError) as error:
+        problem = f"{STATE}/lock.json cannot be read"
+        fix = "Resume from another checkpoint"
+        raise one(RunError, "BC046", problem, fix, place=place, field=FIELD) from error
     return Start(path=checkpoint.path, step=checkpoint.step, lock=lock)
 
 

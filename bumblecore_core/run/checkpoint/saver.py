@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import threading
 import time
@@ -223,7 +224,7 @@ class Saver:
     def _facts(self) -> dict[str, Any]:
         progress = self._progress
         facts: dict[str, Any] = {"step": progress.step, "epoch": progress.epoch, "world_size": self._engine.world_size}
-        if progress.evaluated == progress.step:
+        if progress.evaluated == progress.step and math.isfinite(progress.evaluation_loss):
             facts["evaluation_loss"] = progress.evaluation_loss
         return facts
 

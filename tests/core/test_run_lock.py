@@ -1,0 +1,299 @@
+"""What a resume finds changed since a checkpoint was saved, and what of it is accepted."""
+
+import itertools
+import json
+import random
+
+import pytest
+
+from bumblecore_core.errors import RunError
+from bumblecore_core.run.checkpoint.resume import Start, check_start
+from bumblecore_core.run.lock import (
+    HARMLESS,
+    SAMPLE_BYTES,
+    batch_size,
+    config_differences,
+    drift,
+    numbers_hash,
+    weights_fingerprint,
+)
+from bumblecore_core.toolkit.state_files import read_state, write_state
+
+GONE = object()
+
+
+def make_lock():
+    """The lock of a fine-tuning run with an adapter."""
+
+    def plugin(kind, name, distribution="bumblecore"):
+        return {"kind": kind, "name": name, "distribution": distribution, "version": "1.0", "options_sha256": "0" * 64}
+
+    return {
+        "format": 1,
+        "config": {
+            "stage": {"name": "sft"},
+            "model": {"path": "base", "tokenizer": None, "dtype": "bf16", "chat_template": None, "layers": [1, 2]},
+            "adapter": {"name": "lora", "rank": 8},
+            "data": {"path": ["a.jsonl"], "eval_path": "b.jsonl", "max_length": 64, "num_workers": 2, "cache_dir": "c"},
+            "optimizer": {"name": "lion", "lr": 1e-3},
+            "train": {"micro_batch_size": 2, "gradient_accumulation_steps": 3, "seed": 0, "logging_steps": 1},
+            "checkpoint": {"save_steps": 5, "resume": "auto"},
+            "loggers": [{"name": "console"}],
+            "output_dir": "out",
+        },
+        "world_size": 2,
+        "plugins": [
+            plugin("stages", "sft"),
+            plugin("losses", "cross_entropy"),
+            plugin("optimizers", "lion", "lion-plugin"),
+            plugin("loggers", "board", "board-plugin"),
+        ],
+        "libraries": {"python": "3.11.1", "bumblecore": "1.0", "torch": "2.9", "numpy": "2.0"},
+        "data": {"content": "d" * 64, "weights": [1.0], "examples": 1234},
+        "evaluation_data": {"content": "e" * 64, "weights": [1.0], "examples": 5},
+        "tokenizer": "t" * 64,
+        "model": {"config": {"hidden_size": 32, "rope": {"theta": 1e4}, "eos": [1, 2]}, "weights": "w" * 64},
+    }
+
+
+def changed(*changes):
+    """`make_lock()` with values put at dotted paths; GONE takes one away."""
+    lock = make_lock()
+    for path, value in changes:
+        *parents, last = path.split(".")
+        inner = lock
+        for key in parents:
+            inner = inner[int(key)] if isinstance(inner, list) else inner[key]
+        last = int(last) if isinstance(inner, list) else last
+        if value is GONE:
+            del inner[last]
+        else:
+            inner[last] = value
+    return lock
+
+
+DRIFTS = [
+    # path, new value, name, code, a section whose name accepts it
+    ("config.stage.name", "pretrain", "stage.name", "BC043", "stage"),
+    ("config.optimizer.lr", 2e-3, "optimizer.lr", "BC043", "optimizer"),
+    ("config.optimizer.lr", GONE, "optimizer.lr", "BC043", "optimizer"),
+    ("config.optimizer.beta", 0.9, "optimizer.beta", "BC043", "optimizer"),
+    ("config.train.seed", 1, "train.seed", "BC043", "train"),
+    ("config.data.max_length", 128, "data.max_length", "BC043", "data"),
+    ("config.model.dtype", "fp32", "model.dtype", "BC043", "model"),
+    ("config.model.layers.1", 3, "model.layers.1", "BC043", "model.layers"),
+    ("config.model.layers", [1, 2, 3], "model.layers", "BC043", "model"),
+    ("config.adapter", None, "adapter", "BC043", "adapter"),
+    ("config.adapter.rank", 16, "adapter.rank", "BC043", "adapter"),
+    ("data.content", "f" * 64, "data", "BC050", "data"),
+    ("data.weights", [2.0], "data", "BC050", "data"),
+    ("data.examples", 1235, "data", "BC050", "data"),
+    ("evaluation_data.content", "f" * 64, "evaluation_data", "BC050", "evaluation_data"),
+    ("evaluation_data", None, "evaluation_data", "BC050", "evaluation_data"),
+    ("tokenizer", "u" * 64, "tokenizer", "BC050", "tokenizer"),
+    ("model.config.hidden_size", 64, "model.config.hidden_size", "BC047", "model.config"),
+    ("model.config.rope.theta", 1e6, "model.config.rope.theta", "BC047", "model"),
+    ("model.config.eos", [1], "model.config.eos", "BC047", "model.config"),
+    ("model.weights", "x" * 64, "model.weights", "BC047", "model"),
+    ("plugins.2.version", "1.1", "plugin.optimizer.lion", "BC070", "plugin"),
+    ("plugins.2.distribution", "other", "plugin.optimizer.lion", "BC070", "plugin.optimizer"),
+    ("plugins.1.distribution", "other", "plugin.loss.cross_entropy", "BC070", "plugin"),
+    ("libraries.torch", "2.10", "library.torch", "BC070", "library"),
+    ("libraries.python", "3.12.0", "library.python", "BC070", "library"),
+    ("libraries.bumblecore", "1.1", "library.bumblecore", "BC070", "library"),
+]
+
+SAME = [
+    *[("config.output_dir", "elsewhere"), ("config.loggers", []), ("config.loggers.0.name", "bar")],
+    *[("config.checkpoint.save_steps", None), ("config.checkpoint", GONE), ("config.data.cache_dir", None)],
+    *[("config.data.num_proc", 4), ("config.data.num_workers", 0), ("config.train.logging_steps", 10)],
+    ("config.train.max_skipped_steps", 3),
+    # compared by their content
+    *[("config.data.path", ["moved.jsonl"]), ("config.data.eval_path", "moved"), ("config.data.format", "alpaca")],
+    *[("config.model.path", "moved"), ("config.model.tokenizer", "moved"), ("config.model.chat_template", "moved")],
+    # compared by their product
+    *[("config.train.micro_batch_size", 6), ("config.train.gradient_accumulation_steps", 1), ("world_size", 1)],
+    # says nothing about the numbers
+    *[("plugins.0.version", "1.1"), ("plugins.3.version", "9"), ("plugins.3", GONE)],
+    *[("plugins.2.options_sha256", "1" * 64), ("libraries.torch", GONE), ("libraries.peft", "1.0")],
+    # a key that a version adds with nothing set
+    ("config.train.new_option", None),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "name", "code", "section"), DRIFTS)
+def test_a_difference_is_found_by_name_and_code_from_either_side(path, value, name, code, section):
+    one, other = make_lock(), changed((path, value))
+    assert [(found.name, found.code) for found in drift(one, other, allowed=[])] == [(name, code)]
+    (there,), (back,) = drift(one, other, allowed=[]), drift(other, one, allowed=[])
+    assert (back.name, back.code, back.saved, back.now) == (name, code, there.now, there.saved)
+    problem = there.problem(__file__)
+    assert (problem.code, problem.field) == (code, name)
+    assert f"--allow {name}" in problem.fix
+
+
+@pytest.mark.parametrize(("path", "value", "name", "code", "section"), DRIFTS)
+def test_allowing_it_by_name_or_section_accepts_it_and_no_other_name_does(path, value, name, code, section):
+    other = changed((path, value))
+    assert drift(make_lock(), other, allowed=[name]) == []
+    assert drift(make_lock(), other, allowed=["unrelated", section]) == []
+    wrong = [name[:-1], f"{name}x", f"{name}.", f"{name}.more", section[:-1], "", "*", name.upper()]
+    assert [found.name for found in drift(make_lock(), other, allowed=wrong)] == [name]
+
+
+def test_allowing_one_of_many_accepts_that_one_alone():
+    picked = {name: (path, value) for path, value, name, _, _ in DRIFTS if name not in ("adapter", "model.layers")}
+    everything = changed(*picked.values())
+    found = [one.name for one in drift(make_lock(), everything, allowed=[])]
+    assert sorted(found) == sorted(picked)
+    for name in picked:
+        kept = [one.name for one in drift(make_lock(), everything, allowed=[name])]
+        assert kept == [one for one in found if one != name and not one.startswith(f"{name}.")]
+    assert drift(make_lock(), everything, allowed=list(picked)) == []
+
+
+@pytest.mark.parametrize(("path", "value"), SAME)
+def test_what_changes_no_number_is_no_difference(path, value):
+    other = changed((path, value))
+    assert other != make_lock()
+    assert drift(make_lock(), other, allowed=[]) == []
+    assert drift(other, make_lock(), allowed=[]) == []
+
+
+def test_without_an_adapter_other_start_weights_are_no_difference():
+    one, other = changed(("config.adapter", None)), changed(("config.adapter", None), ("model.weights", "x" * 64))
+    assert drift(one, other, allowed=[]) == []
+
+
+def test_a_lock_written_as_json_and_read_again_is_the_same(tmp_path):
+    lock = changed(("config.model.layers", [1, 2.5, None]), ("config.optimizer.name", "naïve 雪"))
+    through_json = json.loads(json.dumps(lock))
+    write_state(tmp_path, "lock", lock)
+    through_state = read_state(tmp_path, "lock")
+    for other in (through_json, through_state):
+        assert other == lock
+        assert drift(lock, other, allowed=[]) == []
+        assert drift(other, lock, allowed=[]) == []
+        assert numbers_hash(other["config"]) == numbers_hash(lock["config"])
+        assert check_start(Start(path=tmp_path, step=1, lock=other), lock, allowed=[]) == []
+
+
+def test_config_differences_name_the_deepest_key_in_order_and_leave_out_what_is_ignored():
+    saved = {"b": {"x": 1, "y": {"z": 1}}, "a": [1, {"k": 1}], "c": None, "d": 1}
+    now = {"b": {"x": 2, "y": {"z": 2}}, "a": [1, {"k": 2}], "e": None, "d": {"x": 1}}
+    found = config_differences(saved, now, ignored=())
+    assert [(one.name, one.saved, one.now) for one in found] == [
+        ("a.1.k", 1, 2),
+        ("b.x", 1, 2),
+        ("b.y.z", 1, 2),
+        ("d", 1, {"x": 1}),
+    ]
+    assert {one.code for one in found} == {"BC043"}
+    assert [one.name for one in config_differences(saved, now, ignored=("b.y", "a"))] == ["b.x", "d"]
+    assert config_differences(saved, now, ignored=("a", "b", "d")) == []
+    assert config_differences(saved, saved, ignored=()) == []
+
+
+def start_of(lock, tmp_path):
+    return Start(path=tmp_path / "checkpoint-4", step=4, lock=lock)
+
+
+def shaped(micro, accumulated, processes):
+    train = ("config.train.micro_batch_size", micro), ("config.train.gradient_accumulation_steps", accumulated)
+    return changed(*train, ("world_size", processes))
+
+
+SHAPES = list(itertools.product((1, 2, 3, 6), (1, 2, 4), (1, 2)))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_another_batch_is_refused_and_an_equal_product_is_told(tmp_path, shape):
+    product = shape[0] * shape[1] * shape[2]
+    lock = shaped(*shape)
+    assert batch_size(lock) == product
+    start = start_of(make_lock(), tmp_path)  # 2 × 3 × 2 = 12
+    if product == 12:
+        (told,) = check_start(start, lock, allowed=[])
+        assert "2 × 3 accumulated × 2 processes = 12" in told
+        assert f"{shape[0]} × {shape[1]} accumulated × {shape[2]} processes = 12" in told
+        assert "not bit for bit" in told
+        return
+    with pytest.raises(RunError) as caught:
+        check_start(start, lock, allowed=[])
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.field, problem.place) == ("BC048", "batch", str(start.path))
+    assert "= 12 " in problem.problem
+    assert f"= {product} " in problem.problem
+    assert "product 12" in problem.fix
+    assert "--allow batch" in problem.fix
+
+
+def test_the_same_batch_is_taken_up_without_a_word(tmp_path):
+    assert check_start(start_of(make_lock(), tmp_path), make_lock(), allowed=[]) == []
+
+
+def test_an_allowed_batch_is_told_and_not_called_equal(tmp_path):
+    (told,) = check_start(start_of(make_lock(), tmp_path), shaped(2, 3, 1), allowed=["batch"])
+    assert "= 12" in told
+    assert "= 6" in told
+    assert "agree" not in told
+
+
+def test_all_that_differs_is_told_at_once(tmp_path):
+    lock = changed(*((path, value) for path, value, name, _, _ in DRIFTS if name in ("train.seed", "tokenizer")))
+    lock["world_size"] = 1
+    with pytest.raises(RunError) as caught:
+        check_start(start_of(make_lock(), tmp_path), lock, allowed=[])
+    assert [(one.code, one.field) for one in caught.value.problems] == [
+        ("BC043", "train.seed"),
+        ("BC050", "tokenizer"),
+        ("BC048", "batch"),
+    ]
+    allowed = ["train", "tokenizer", "batch"]
+    assert len(check_start(start_of(make_lock(), tmp_path), lock, allowed=allowed)) == 1
+
+
+def test_the_hash_of_a_run_leaves_out_harmless_keys_alone():
+    config = make_lock()["config"]
+    for path in HARMLESS:
+        if "." in path:
+            section, key = path.split(".")
+            other = {**config, section: {**config[section], key: "other"}}
+        else:
+            other = {**config, path: "other"}
+        assert other != config
+        assert numbers_hash(other) == numbers_hash(config), path
+    hashes = [numbers_hash(changed((path, value))["config"]) for path, value, *_ in DRIFTS if path.startswith("config")]
+    hashes += [numbers_hash({**config, "data": {**config["data"], "path": "moved"}}), numbers_hash(config)]
+    hashes += [numbers_hash({**config, "train": {**config["train"], "micro_batch_size": 3}})]
+    assert len(set(hashes)) == len(hashes)
+    assert numbers_hash(dict(reversed(config.items()))) == numbers_hash(config)
+
+
+def test_the_fingerprint_of_weights_tells_names_sizes_and_bytes_apart(tmp_path):
+    def fingerprint(name, **files):
+        (tmp_path / name).mkdir()
+        for file, data in files.items():
+            (tmp_path / name / file.replace("_", ".")).write_bytes(data)
+        return weights_fingerprint(tmp_path / name)
+
+    small, large = b"small", random.Random(0).randbytes(3 * SAMPLE_BYTES + 17)
+    first = fingerprint("first", model_safetensors=small, config_json=b"1")
+    assert first == fingerprint("copy", model_safetensors=small, config_json=b"other", notes_txt=b"x")
+    others = {
+        first,
+        fingerprint("renamed", other_safetensors=small),
+        fingerprint("longer", model_safetensors=small + b"\0"),
+        fingerprint("bin", model_bin=small),
+        fingerprint("two", model_safetensors=small, other_safetensors=small),
+        fingerprint("changed", model_safetensors=b"smalk"),
+        fingerprint("none"),
+        fingerprint("empty", model_safetensors=b""),
+    }
+    assert len(others) == 8
+    whole = fingerprint("large", model_safetensors=large)
+    assert whole == fingerprint("large-copy", model_safetensors=large)
+    for at in (0, SAMPLE_BYTES, len(large) // 2, len(large) - 1):  # so small a file is read wholly
+        flipped = bytearray(large)
+        flipped[at] ^= 1
+        assert fingerprint(f"flipped-{at}", model_safetensors=bytes(flipped)) != whole
