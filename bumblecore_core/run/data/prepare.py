@@ -233,4 +233,6 @@ def _names(sources: Sequence[Source]) -> list[str]:
 
 
 def _bar(total: int, shown: bool) -> Any:
-    return tqdm(total=total, desc="Tokenizing", unit="B", unit_scale=True, disable=not shown, file=sys.stderr)
+    return tqdm(
+        total=total, desc="Tokenizing", unit="B", unit_scale=True, disable=None if shown else True, file=sys.stderr
+    )
