@@ -1,10 +1,14 @@
 """`bumble checkpoint` and `bumble verify-resume`, as a user runs them; and which checkpoints a run leaves."""
 
 import json
+import shutil
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bumblecore_core.cli import main
+from bumblecore_core.run.checkpoint.compare import checkpoint_differences
 from resume_runs import bench_of, run, settings_of
 from workbench import write_config
 
@@ -83,6 +87,31 @@ def test_a_directory_without_checkpoints(tmp_path, capsys):
     assert bumble("checkpoint", "verify", tmp_path) == 2
     assert "manifest.json is missing" in capsys.readouterr().err
     assert bumble("checkpoint", "list", tmp_path / "nothing") == 2
+
+
+def test_a_checkpoint_by_the_clock_in_small_shards_loads_without_us_and_resumes(bench):
+    settings = settings_of(bench, "pretrain", "clock", model={"dtype": "bf16"})
+    settings["checkpoint"] = {"save_every": "0.001s", "max_shard_size": "20KB", "save_total_limit": None}
+    assert run(bench, settings) == 0
+    saved = sorted((bench / "clock").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    assert len(saved) > 3
+    assert len(list(saved[0].glob("model-*.safetensors"))) > 1
+    model = AutoModelForCausalLM.from_pretrained(saved[0], dtype="auto")
+    assert model.dtype == torch.bfloat16
+    assert AutoTokenizer.from_pretrained(saved[0]).chat_template
+    again = {**settings, "output_dir": str(bench / "clock-resumed")}
+    assert run(bench, again, "--resume", str(saved[0])) == 0
+    assert checkpoint_differences(bench / "clock" / "final", bench / "clock-resumed" / "final") == []
+
+
+def test_the_comparison_sees_a_single_bit_of_a_weight(evaluated, tmp_path):
+    copy = shutil.copytree(evaluated / "final", tmp_path / "copy")
+    assert checkpoint_differences(evaluated / "final", copy) == []
+    data = bytearray((copy / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(data)
+    (found,) = checkpoint_differences(evaluated / "final", copy)
+    assert found.startswith("the weight model.")
 
 
 def test_saving_after_the_last_step_is_refused(bench, capsys):

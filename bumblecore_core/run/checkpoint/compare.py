@@ -1,10 +1,13 @@
-"""Whether two runs came to the same: their checkpoints file by file, and what they reported step by step."""
+"""Whether two runs came to the same: their checkpoints bit by bit, and what they reported step by step."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors import safe_open
 
 from bumblecore_core.run.checkpoint.manifest import MANIFEST, describe
 from bumblecore_core.run.checkpoint.writing import STATE
@@ -17,11 +20,16 @@ PLACED = {f"{STATE}/lock.json"}
 
 
 def checkpoint_differences(left: Path, right: Path) -> list[str]:
-    """Files of two checkpoints that differ in any bit: weights, optimizer, schedule, random streams, progress with the
-    digest of every row in order. Timings and paths are left out."""
+    """What differs between two checkpoints in any bit: weights, optimizer, schedule, random streams, progress with the
+    digest of every row in order. Timings and paths are left out.
+
+    Weights are compared tensor by tensor: which shard holds which is transformers' choice, and another for a model that
+    was made from a config.json than for one that was loaded.
+    """
     names = {file.relative_to(root).as_posix() for root in (left, right) for file in root.rglob("*") if file.is_file()}
-    found = []
-    for name in sorted(names - TIMED - PLACED):
+    weights = {name for name in names if "/" not in name and ".safetensors" in name}
+    found = _weight_differences(left, right)
+    for name in sorted(names - weights - TIMED - PLACED):
         if not (left / name).is_file() or not (right / name).is_file():
             found.append(f"{name} is in one of them only")
         elif describe(left / name) != describe(right / name):
@@ -38,6 +46,34 @@ def history_differences(left: Path, right: Path) -> list[str]:
             keys = [key for key in sorted(one.keys() | other.keys()) if one.get(key) != other.get(key)]
             found.append(f"step {one['step']} ({one['split']}): {', '.join(keys)} differ")
     return found
+
+
+def _weight_differences(left: Path, right: Path) -> list[str]:
+    first, second = (
+        {name: file for file in sorted(root.glob("*.safetensors")) for name in _names(file)} for root in (left, right)
+    )
+    found = [f"the weight {name} is in one of them only" for name in sorted(first.keys() ^ second.keys())]
+    for name in sorted(first.keys() & second.keys()):
+        one, other = _tensor(first[name], name), _tensor(second[name], name)
+        if one.dtype != other.dtype or one.shape != other.shape or not torch.equal(_bits(one), _bits(other)):
+            found.append(f"the weight {name} differs")
+    return found
+
+
+def _names(file: Path) -> list[str]:
+    with safe_open(file, framework="pt") as opened:
+        return list(opened.keys())
+
+
+def _tensor(file: Path, name: str) -> torch.Tensor:
+    with safe_open(file, framework="pt") as opened:
+        tensor: torch.Tensor = opened.get_tensor(name)
+        return tensor
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor's bytes: NaN equals NaN, and 0 does not equal -0."""
+    return tensor.reshape(-1).view(torch.uint8)
 
 
 def _events(path: Path) -> list[dict[str, Any]]:
