@@ -18,7 +18,7 @@ from bumblecore_core.errors import BumbleError, ConfigError, DataError, PluginEr
 from bumblecore_core.registry import PluginSwitches, Provided, Registry, load_registry
 from bumblecore_core.registry.collect import clash, one_line
 
-INTERRUPTED, BROKEN_PIPE = 128 + 2, 128 + 13  # as a shell reports SIGINT and SIGPIPE
+INTERRUPTED = 128 + 2  # as a shell reports SIGINT
 CORE_COMMANDS: Mapping[str, tuple[str, str]] = {
     "run": ("bumblecore_core.cli.run:run", "Train: one config, or several in order."),
     "plan": ("bumblecore_core.cli.plan:plan", "Say what a run would do and how much memory it takes; train nothing."),
@@ -177,9 +177,6 @@ def main(args: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output has left, as in `bumble plan … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(BROKEN_PIPE)
     sys.exit(code if isinstance(code, int) else 0)
 
 
