@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -216,9 +217,13 @@ def _save_final(
             return
         with disk_errors(final):
             temporary = fresh_beside(final)
-        write_part(temporary, 0, lambda directory: _parts(prepared, assembled).write(directory, state))
-        facts = {"step": progress.step, "config": numbers_hash(prepared.resolved.to_dict())}
-        commit(temporary, final, world_size=1, facts=facts)
+        try:
+            write_part(temporary, 0, lambda directory: _parts(prepared, assembled).write(directory, state))
+            facts = {"step": progress.step, "config": numbers_hash(prepared.resolved.to_dict())}
+            commit(temporary, final, world_size=1, facts=facts)
+        except Exception:
+            shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the room
+            raise
         loggers.saved(final)
 
     on_all_ranks(engine, write, "saving the final model")

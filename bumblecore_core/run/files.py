@@ -14,7 +14,9 @@ from safetensors import SafetensorError
 
 from bumblecore_core.errors import RunError, one
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 WRITING, OUTGOING, REMOVING = ".writing", ".outgoing", ".removing"
+PROBE = re.compile(r"\.probe-\d+")
 LEFTOVER = re.compile(
     r"\.(checkpoint-\d+|final|run\.yaml|run\.lock\.json|metrics\.json)(\.writing|\.outgoing|\.removing)"
 )
@@ -74,6 +76,8 @@ def recover(parent: Path) -> None:
     """Ends what a crash interrupted in `parent`: puts back what was moved aside and not replaced, deletes the rest."""
     for path in sorted(parent.iterdir()):
         match = LEFTOVER.fullmatch(path.name)
+        if PROBE.fullmatch(path.name):
+            path.unlink(missing_ok=True)
         if match is None:
             continue
         if path.is_symlink() or not path.is_dir():
@@ -89,10 +93,11 @@ def disk_errors(directory: Path) -> Iterator[None]:
     """Turns a failure to write into `RunError`: BC045 where the disk is full, BC042 otherwise."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        number = getattr(error, "errno", None)
-        # safetensors writes in Rust and gives the system's error as text alone
-        full = number in (errno.ENOSPC, errno.EDQUOT) or any(f"os error {n})" in str(error) for n in (28, 122))
+    except Exception as error:
+        # safetensors and tokenizers write in Rust and give the system's error as text, in exceptions of their own
+        if not isinstance(error, OSError | SafetensorError) and "(os error " not in str(error):
+            raise
+        full = getattr(error, "errno", None) in FULL or any(f"(os error {number})" in str(error) for number in FULL)
         fix = "Free some space and run again" if full else "Check the disk and the directory's permissions"
         code = "BC045" if full else "BC042"
         raise one(RunError, code, f"saving failed: {error}", fix, place=str(directory)) from error

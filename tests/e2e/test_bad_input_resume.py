@@ -125,6 +125,22 @@ def test_row_45_a_disk_that_fills_up_leaves_the_old_checkpoint(scene, monkeypatc
     assert "after step 2" in scene.call("run", config, code=0).out
 
 
+def test_row_45_a_disk_that_fills_up_at_the_end_leaves_nothing_half_written(scene, monkeypatch):
+    scene.rows(TEXT)
+    config = scene.config("pretrain", checkpoint={"save_steps": 2})
+    describe = manifest.describe
+
+    def fills_up(file):
+        if ".final.writing" in str(file):
+            raise RuntimeError("No space left on device (os error 28)")  # as libraries written in Rust put it
+        return describe(file)
+
+    monkeypatch.setattr("bumblecore_core.run.checkpoint.writing.describe", fills_up)
+    scene.call("run", config).only("BC045", ".final.writing", "No space left on device")
+    names = {path.name for path in (scene.directory / "out").iterdir()}
+    assert names == {".lock", "run.yaml", "run.lock.json", "metrics.json", "checkpoint-2"}
+
+
 def test_row_46_a_named_torn_checkpoint_is_refused(scene, saved):
     weights = scene.directory / "out" / "checkpoint-2" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])

@@ -9,14 +9,14 @@ from bumblecore_core.run.checkpoint.manifest import faults
 from resume_runs import run
 from workbench import pretrain_settings, workbench
 
-SIZE = "1200k"  # room for the run's own files and one or two checkpoints of 0.4 MB
+SIZES = ("1000k", "1100k", "1200k")  # room for one or two checkpoints of 0.4 MB; full in different files
 
 
-@pytest.fixture
-def small_disk(tmp_path):
+@pytest.fixture(params=SIZES)
+def small_disk(request, tmp_path):
     place = tmp_path / "disk"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={request.param}", "tmpfs", str(place)]
     try:
         mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
     except OSError:

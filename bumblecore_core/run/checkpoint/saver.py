@@ -175,7 +175,7 @@ class Saver:
         def make_room() -> None:
             if self._engine.rank == 0:
                 with disk_errors(directory):
-                    fresh_beside(directory)
+                    (fresh_beside(directory) / STATE).mkdir()
 
         on_all_ranks(self._engine, make_room, "saving a checkpoint")
         writing = _Writing(
