@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 
 from bumblecore_core.errors import Problem, RunError
-from bumblecore_core.run.checkpoint.folder import Checkpoint, best, inspect, list_checkpoints
-from bumblecore_core.run.checkpoint.manifest import MANIFEST, Newer, Torn, faults, read_manifest
+from bumblecore_core.run.checkpoint.folder import FINAL, Checkpoint, best, inspect, list_checkpoints, problems_of
+from bumblecore_core.run.checkpoint.manifest import MANIFEST, read_manifest
 from bumblecore_core.run.memory import readable
 
-FINAL = "final"
+DO_NOT_USE = "Do not use it; resume goes on from the newest whole one"
 directory_argument = click.argument(
     "directory", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path)
 )
@@ -50,7 +50,7 @@ def verify_command(directory: Path) -> None:
         names = [directory]
     problems: list[Problem] = []
     for path in names:
-        if wrong := _problems(path):
+        if wrong := problems_of(path, fix=DO_NOT_USE):
             problems += wrong
         else:
             manifest = read_manifest(path)
@@ -62,17 +62,6 @@ def verify_command(directory: Path) -> None:
 def _saved_in(directory: Path) -> list[Path]:
     final = [directory / FINAL] if (directory / FINAL).is_dir() else []
     return [one.path for one in list_checkpoints(directory)] + final
-
-
-def _problems(path: Path) -> list[Problem]:
-    try:
-        read_manifest(path)
-    except Newer as newer:
-        return [Problem(code="BC051", place=str(path), problem=f"a newer version wrote this: {newer}", fix="Update")]
-    except Torn:
-        pass  # among the faults
-    fix = "Do not use it; resume goes on from the newest whole one"
-    return [Problem(code="BC046", place=str(path), problem=line, fix=fix) for line in faults(path)]
 
 
 def _row(one: Checkpoint, winner: Checkpoint | None) -> tuple[str, ...]:

@@ -23,7 +23,8 @@ from bumblecore_core.run.assemble import (
     evaluation_batches,
     prepare,
 )
-from bumblecore_core.run.checkpoint.resume import Start, check_start, choose_start, restore
+from bumblecore_core.run.checkpoint.folder import FINAL
+from bumblecore_core.run.checkpoint.resume import Start, agreed_start, check_start, restore
 from bumblecore_core.run.checkpoint.saver import Saver, SavingTime
 from bumblecore_core.run.checkpoint.streams import seed_streams
 from bumblecore_core.run.checkpoint.writing import ModelParts, commit, write_part
@@ -68,7 +69,7 @@ def execute(
         on_all_ranks(engine, lambda: _ready(engine, directory), "opening the output directory")
         with held(directory, needed=engine.rank == 0):
             if _done_before(resolved, engine, directory, overwrite):
-                final = directory / output_dir.FINAL
+                final = directory / FINAL
                 result = RunResult(status="complete", steps=0, final_dir=final, seconds=0.0, summary={})
                 return Outcome(result=result, rank=engine.rank, reused=True)
             return _run(resolved, registry, switches, engine, announce)
@@ -105,9 +106,7 @@ def _run(
 ) -> Outcome:
     started = time.perf_counter()
     config, directory = resolved.config, Path(resolved.config.output_dir)
-    start = on_all_ranks(
-        engine, lambda: choose_start(directory, config.checkpoint.resume), "verifying the checkpoint to resume from"
-    )
+    start = agreed_start(engine, directory, config.checkpoint.resume)
     prepared = prepare(resolved, registry, switches, world_size=engine.world_size, progress=engine.rank == 0)
     lock = _lock(prepared, registry, engine)
     warnings = list(start.warnings) + check_start(start, lock, allowed=config.checkpoint.allow) if start else []
@@ -142,7 +141,7 @@ def _run(
             _train(prepared, engine, loggers, progress, saver)
             saver.finish()
             if config.checkpoint.save_last:
-                final = _save_final(prepared, assembled, engine, loggers, progress, directory / output_dir.FINAL)
+                final = _save_final(prepared, assembled, engine, loggers, progress, directory / FINAL)
             status = "complete"
             stopped_by = interrupts.received
         except Stopped as stopped:

@@ -39,14 +39,19 @@ def write_synced(path: Path, data: bytes) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replaces a text file atomically."""
-    temporary = path.with_name(f".{path.name}{WRITING}")
+    temporary = writing_path(path)
     write_synced(temporary, text.encode())
     temporary.replace(path)
 
 
+def writing_path(path: Path) -> Path:
+    """Where what becomes `path` is written: `.NAME.writing` beside it."""
+    return path.with_name(f".{path.name}{WRITING}")
+
+
 def fresh_beside(directory: Path) -> Path:
     """An empty directory `.NAME.writing` beside `directory`; what an earlier attempt left there is deleted."""
-    temporary = directory.with_name(f".{directory.name}{WRITING}")
+    temporary = writing_path(directory)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     return temporary

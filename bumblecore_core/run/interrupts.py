@@ -37,6 +37,10 @@ class Interrupts:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def votes(self) -> list[float]:
+        """What this rank adds to the sums that `received_of_all` reads."""
+        return [float(self.received == number) for number in SIGNALS]
+
     def _take(self, number: int, frame: FrameType | None) -> None:
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt

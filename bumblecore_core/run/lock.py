@@ -7,13 +7,13 @@ import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bumblecore_core.config.resolved import ResolvedRun, Selected
 from bumblecore_core.errors import Problem
 from bumblecore_core.registry import Registry, singular
+from bumblecore_core.run.data.fingerprint import installed_version
 
 if TYPE_CHECKING:
     from bumblecore_core.run.data.store import TokenStore
@@ -89,7 +89,7 @@ def make_lock(
         "config": resolved.to_dict(),
         "world_size": world_size,
         "plugins": [_plugin(one, registry) for one in chosen],
-        "libraries": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
+        "libraries": {"python": platform.python_version(), **{name: installed_version(name) for name in LIBRARIES}},
         "data": _data(store),
         "evaluation_data": _data(eval_store) if eval_store is not None else None,
         "tokenizer": tokenizer_fingerprint,
@@ -195,13 +195,6 @@ def _model_config(config: Any) -> dict[str, Any]:
     plain = json.loads(config.to_json_string(use_diff=False))
     skipped = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures")
     return {key: value for key, value in plain.items() if key not in skipped and not key.startswith("_")}
-
-
-def _version(library: str) -> str:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _covered(path: str, names: Sequence[str]) -> bool:

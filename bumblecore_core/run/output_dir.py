@@ -13,7 +13,7 @@ import yaml
 
 from bumblecore_core.config.yaml import dump
 from bumblecore_core.errors import Problem, RunError, one
-from bumblecore_core.run.checkpoint.folder import list_checkpoints
+from bumblecore_core.run.checkpoint.folder import FINAL, list_checkpoints
 from bumblecore_core.run.checkpoint.manifest import Torn, faults, read_manifest
 from bumblecore_core.run.checkpoint.resume import NEVER
 from bumblecore_core.run.files import recover, write_text
@@ -21,7 +21,6 @@ from bumblecore_core.run.lock import HARMLESS, RESHAPING, config_differences, nu
 
 RUN_FILE = "run.yaml"
 LOCK_FILE = "run.lock.json"
-FINAL = "final"
 HEADER = "# The resolved configuration of this run.\n"
 OURS = (RUN_FILE, LOCK_FILE, FINAL, "logs", "metrics.json")
 

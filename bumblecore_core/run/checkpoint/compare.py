@@ -13,7 +13,7 @@ from bumblecore_core.run.checkpoint.manifest import MANIFEST, describe
 from bumblecore_core.run.checkpoint.writing import STATE
 from bumblecore_core.run.progress import depends_on_the_machine
 
-TIMED = {MANIFEST, f"{STATE}/history.json", f"{STATE}/history.safetensors"}
+TIMED = {MANIFEST, f"{STATE}/history.json"}
 """Files that hold timings, or hashes of such files. The history is compared by what it says."""
 PLACED = {f"{STATE}/lock.json"}
 """Files that name the output directory."""

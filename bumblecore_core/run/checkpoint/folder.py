@@ -9,9 +9,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bumblecore_core.run.checkpoint.manifest import Manifest, Torn, faults, read_manifest
+from bumblecore_core.errors import Problem
+from bumblecore_core.run.checkpoint.manifest import Manifest, Newer, Torn, file_faults, read_manifest
 from bumblecore_core.run.files import remove_directory
 
+FINAL = "final"
 NAME = re.compile(r"checkpoint-(0|[1-9]\d{0,17})")
 
 
@@ -56,12 +58,24 @@ def inspect(path: Path, step: int | None = None) -> Checkpoint:
         return Checkpoint(path=path, step=step or 0, manifest=None, fault=str(torn))
     except (KeyError, TypeError, ValueError):
         return Checkpoint(path=path, step=step or 0, manifest=None, fault="its manifest names no step")
-    wrong = faults(path, hashes=False)
+    wrong = file_faults(path, manifest, hashes=False)
     if step is not None and number != step:
         wrong.append(f"its manifest says step {number}")
     if wrong:
         return Checkpoint(path=path, step=number if step is None else step, manifest=None, fault=wrong[0])
     return Checkpoint(path=path, step=number, manifest=manifest)
+
+
+def problems_of(path: Path, *, fix: str, field: str = "") -> list[Problem]:
+    """What is wrong with a saved directory, every byte compared: BC051 where a newer version wrote it, BC046."""
+    try:
+        found = file_faults(path, read_manifest(path), hashes=True)
+    except Newer as newer:
+        problem, fix = f"a newer version wrote this: {newer}", "Update BumbleCore to use it"
+        return [Problem(code="BC051", place=str(path), field=field, problem=problem, fix=fix)]
+    except Torn as torn:
+        found = [str(torn)]
+    return [Problem(code="BC046", place=str(path), field=field, problem=line, fix=fix) for line in found]
 
 
 def best(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:

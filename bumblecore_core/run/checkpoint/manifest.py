@@ -99,9 +99,13 @@ def read_manifest(directory: Path) -> Manifest:
 def faults(directory: Path, *, hashes: bool = True) -> list[str]:
     """What is wrong with a saved directory, a line a file. Without `hashes` sizes alone are compared."""
     try:
-        manifest = read_manifest(directory)
+        return file_faults(directory, read_manifest(directory), hashes=hashes)
     except Torn as torn:
         return [str(torn)]
+
+
+def file_faults(directory: Path, manifest: Manifest, *, hashes: bool) -> list[str]:
+    """The same for a manifest that has been read."""
     found = []
     for name, entry in sorted(manifest.files.items()):
         file = directory / name

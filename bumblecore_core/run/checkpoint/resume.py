@@ -9,8 +9,8 @@ from typing import Any
 
 from bumblecore_core.errors import BumbleError, Problem, RunError, one
 from bumblecore_core.protocols import Engine
-from bumblecore_core.run.checkpoint.folder import Checkpoint, inspect, list_checkpoints
-from bumblecore_core.run.checkpoint.manifest import Newer, Torn, faults, read_manifest
+from bumblecore_core.run.agree import on_all_ranks
+from bumblecore_core.run.checkpoint.folder import Checkpoint, checkpoint_path, inspect, list_checkpoints, problems_of
 from bumblecore_core.run.checkpoint.streams import put_streams, seed_streams
 from bumblecore_core.run.checkpoint.writing import STATE, rank_directory
 from bumblecore_core.run.lock import batch_size, drift
@@ -31,6 +31,21 @@ class Start:
     warnings: tuple[str, ...] = ()
 
 
+def agreed_start(engine: Engine, output_dir: Path, resume: str) -> Start | None:
+    """What rank 0's `choose_start` gives, on every rank: one process reads every byte of a checkpoint, not each. A
+    collective."""
+    start = on_all_ranks(
+        engine,
+        lambda: choose_start(output_dir, resume) if engine.rank == 0 else None,
+        "verifying the checkpoint to resume from",
+    )
+    step = int(engine.sum_over_ranks([start.step + 1.0 if start else 0.0])[0]) - 1
+    if engine.rank == 0 or step < 0:
+        return start
+    path = checkpoint_path(output_dir, step) if resume == AUTO else _named(Path(resume).expanduser()).path
+    return Start(path=path, step=step, lock=read_state(path / STATE, "lock"))
+
+
 def choose_start(output_dir: Path, resume: str) -> Start | None:
     """The checkpoint that `resume` (auto, never, or a path) names, its hashes verified; None: from the beginning.
 
@@ -45,8 +60,7 @@ def choose_start(output_dir: Path, resume: str) -> Start | None:
     if not path.is_dir():
         problem = f"there is no checkpoint at {path}"
         raise one(RunError, "BC046", problem, _known(path.parent), field=FIELD)
-    inside = list_checkpoints(path)
-    start = _verified(inside[-1] if inside else inspect(path))
+    start = _verified(_named(path))
     newer = [other.path.name for other in list_checkpoints(output_dir) if other.manifest and other.step > start.step]
     if newer:
         problem = f"holds newer checkpoints than {path.name}: {', '.join(newer)}; two histories would mix"
@@ -118,27 +132,28 @@ def _newest_valid(output_dir: Path) -> Start | None:
 
 def _verified(checkpoint: Checkpoint) -> Start:
     """Raises `RunError` BC046 or BC051 with everything that is wrong with the checkpoint."""
-    place = str(checkpoint.path)
-    try:
-        read_manifest(checkpoint.path)
-    except Newer as newer:
-        fix = "Update BumbleCore to resume from it"
-        raise one(RunError, "BC051", f"a newer version wrote this: {newer}", fix, place=place, field=FIELD) from None
-    except Torn:
-        pass  # among the faults below
-    wrong = faults(checkpoint.path) or ([checkpoint.fault] if checkpoint.manifest is None else [])
-    if not wrong and not (checkpoint.path / STATE).is_dir():
-        wrong = ["it holds a model without its training state"]
-    if wrong:
-        fix = "Resume from another checkpoint, or start anew with --overwrite"
-        raise RunError([Problem(code="BC046", place=place, field=FIELD, problem=line, fix=fix) for line in wrong])
+    fix = "Resume from another checkpoint, or start anew with --overwrite"
+    problems = problems_of(checkpoint.path, fix=fix, field=FIELD)
+    fault = checkpoint.fault if checkpoint.manifest is None else ""
+    if not fault and not (checkpoint.path / STATE).is_dir():
+        fault = "it holds a model without its training state"
+    if fault and not problems:
+        problems = [Problem(code="BC046", place=str(checkpoint.path), field=FIELD, problem=fault, fix=fix)]
+    if problems:
+        raise RunError(problems)
     try:
         lock = read_state(checkpoint.path / STATE, "lock")
     except (OSError, ValueError) as error:
         problem = f"{STATE}/lock.json cannot be read"
         fix = "Resume from another checkpoint"
-        raise one(RunError, "BC046", problem, fix, place=place, field=FIELD) from error
+        raise one(RunError, "BC046", problem, fix, place=str(checkpoint.path), field=FIELD) from error
     return Start(path=checkpoint.path, step=checkpoint.step, lock=lock)
+
+
+def _named(path: Path) -> Checkpoint:
+    """The checkpoint at `path`, or the newest one of a run's output directory there."""
+    inside = list_checkpoints(path)
+    return inside[-1] if inside else inspect(path)
 
 
 def _known(directory: Path) -> str:

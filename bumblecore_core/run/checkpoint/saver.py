@@ -17,7 +17,7 @@ from bumblecore_core.run.agree import on_all_ranks
 from bumblecore_core.run.checkpoint.folder import checkpoint_path, rotate
 from bumblecore_core.run.checkpoint.streams import take_streams
 from bumblecore_core.run.checkpoint.writing import STATE, ModelParts, commit, rank_directory, write_part
-from bumblecore_core.run.files import disk_errors, fresh_beside
+from bumblecore_core.run.files import disk_errors, fresh_beside, writing_path
 from bumblecore_core.run.interrupts import Interrupts, Stopped, received_of_all
 from bumblecore_core.run.loggers import Loggers
 from bumblecore_core.run.memory import available_memory
@@ -93,12 +93,11 @@ class Saver:
 
     def votes(self) -> list[float]:
         """What this rank adds to the step's sums: rank 0's clock, signals noted, files written, writing failed."""
-        every, writing, received = self._section.save_every_seconds, self._writing, self._interrupts.received
+        every, writing = self._section.save_every_seconds, self._writing
         waited = every is not None and time.monotonic() - self._last_save >= every
         return [
             float(waited and self._engine.rank == 0),
-            float(received == 2),
-            float(received == 15),
+            *self._interrupts.votes(),
             float(writing is not None and writing.done),
             float(writing is not None and writing.failure is not None),
         ]
@@ -117,8 +116,7 @@ class Saver:
 
     def check_interrupt(self) -> None:
         """Raises `Stopped` where any rank noted a signal. A collective."""
-        received = self._interrupts.received
-        if number := received_of_all(*self._engine.sum_over_ranks([float(received == 2), float(received == 15)])):
+        if number := received_of_all(*self._engine.sum_over_ranks(self._interrupts.votes())):
             raise Stopped(number)
 
     def save_if_due(self, total_steps: int) -> None:
@@ -180,7 +178,7 @@ class Saver:
         on_all_ranks(self._engine, make_room, "saving a checkpoint")
         writing = _Writing(
             step=self._progress.step,
-            temporary=directory.with_name(f".{directory.name}.writing"),
+            temporary=writing_path(directory),
             facts=self._facts(),
         )
         write = self._snapshot(copy=background)

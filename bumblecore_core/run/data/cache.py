@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
 import os
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bumblecore_core.errors import BumbleError, RunError, one
+from bumblecore_core.run.files import FULL, sync
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +56,9 @@ def fresh_directory(directory: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.chmod(temporary, 0o777 & ~_umask())
-        _sync(temporary)
+        sync(temporary)
         _rename(temporary, directory)
-        _sync(directory.parent)
+        sync(directory.parent)
     except OSError as error:
         raise cache_error(error, directory.parent) from error
     finally:
@@ -75,7 +75,7 @@ def cache_error(error: OSError, directory: Path) -> BumbleError:
     """The error of a cache that cannot be written: BC045 for a full disk, BC042 otherwise."""
     reason = error.strerror or type(error).__name__
     fix = "Set data.cache_dir or $BUMBLE_CACHE to a directory with room that can be written"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL:
         return one(RunError, "BC045", f"no room for the token shards ({reason})", fix, place=str(directory))
     return one(RunError, "BC042", f"the token shards cannot be written ({reason})", fix, place=str(directory))
 
@@ -84,14 +84,6 @@ def _rename(temporary: Path, directory: Path) -> None:
     if directory.exists():  # torn, or the caller would have used it
         shutil.rmtree(directory)
     temporary.rename(directory)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _umask() -> int:

@@ -41,7 +41,7 @@ def data_fingerprint(
         for source in sources
     ]
     detected_among = sorted(detectable) if any(source.format is None for source in sources) else []
-    versions = {library: _version(library) for library in LIBRARIES}
+    versions = {library: installed_version(library) for library in LIBRARIES}
     everything = {"files": files, "auto": detected_among, "parts": dict(parts), "code": code, "versions": versions}
     return hashlib.sha256(json.dumps(everything, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -87,7 +87,8 @@ def code_fingerprint(objects: Iterable[Any]) -> str:
     return digest.hexdigest()
 
 
-def _version(library: str) -> str:
+def installed_version(library: str) -> str:
+    """The version of a distribution, or `not installed`."""
     try:
         return version(library)
     except PackageNotFoundError:
