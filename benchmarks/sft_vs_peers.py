@@ -4,8 +4,9 @@
     python benchmarks/sft_vs_peers.py --preset large-vocab --dtype bf16
 
 All start from the same saved weights and train on the same tokens, in the same order, with the same optimizer steps,
-each run in a fresh process, in alternation. BumbleCore is `bumble run` with its defaults. A peer runs in the fastest of
-its settings, which a short pilot finds. The first step of every run warms up and is not timed.
+each run in a fresh process, in alternation. A peer runs in the fastest of its settings, which a short pilot finds;
+BumbleCore is `bumble run` with its defaults, and beside a peer whose weights and optimizer state are in bf16 also with
+its own like that. The first step of every run warms up and is not timed.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from setting import (  # noqa: E402
     FRAMEWORKS,
     PILOT_STEPS,
     PRESETS,
+    like,
     loss_distance,
     ratios,
     summarize,
@@ -37,6 +39,11 @@ from setting import (  # noqa: E402
 
 LIBRARIES = ("bumblecore", "torch", "transformers", "trl", "accelerate")
 MIB = 2**20
+PURE = {
+    "default": [],
+    "bf16-weights": ["--set", "model.master_weights=false", "--set", "train.float32_gradients=false"],
+}
+"""What `bumble run` is given beside the config, by variant."""
 
 
 def parse(given: list[str] | None = None) -> argparse.Namespace:
@@ -131,16 +138,22 @@ class Bench:
         )
 
     def candidates(self) -> list[tuple[str, str]]:
-        """(framework, variant) pairs to measure, by the pilot where there is a choice."""
+        """(framework, variant) pairs to measure: of each peer the fastest by the pilot where there is a choice, and
+        BumbleCore in each setting that is like one of theirs."""
         chosen = []
         for framework in self.args.frameworks:
+            if framework == "bumble":
+                continue
             names = variants(framework, self.args.dtype)
             if self.args.variants not in ("fastest", "all") and len(names) > 1:
                 names = [name for name in names if name in self.args.variants.split(",")]
             if self.args.variants == "fastest" and len(names) > 1:
                 names = [self._fastest(framework, names)]
             chosen += [(framework, name) for name in names]
-        return chosen
+        if "bumble" not in self.args.frameworks:
+            return chosen
+        wanted = {like(name) for _, name in chosen} or set(variants("bumble", self.args.dtype))
+        return [("bumble", name) for name in variants("bumble", self.args.dtype) if name in wanted] + chosen
 
     def measure(self, candidates: list[tuple[str, str]]) -> dict[str, list[dict[str, Any]]]:
         """Runs of each candidate, in alternation. The key is the framework, with the variant where it has several."""
@@ -156,24 +169,27 @@ class Bench:
 
     def figures(self, runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
         figures = {key: summarize(found, self.facts["step_tokens"]) for key, found in runs.items()}
-        reference = figures.get("bumble")
+        own = {found["variant"]: found for key, found in figures.items() if key.split(" ")[0] == "bumble"}
         for found in figures.values():
+            reference = own.get(like(found["variant"]))
             found["loss_distance"] = loss_distance(found["losses"], reference["losses"]) if reference else None
         return figures
 
     def run(self, framework: str, variant: str, steps: int = 0) -> dict[str, Any]:
         """Seconds and loss of each step, and the process's peaks of memory."""
         if framework == "bumble":
-            return self._run_bumble()
+            return self._run_bumble(variant)
         out = self.directory / "out.json"
         command = [sys.executable, str(PEERS / "hf_worker.py"), str(self.directory / "setting.json")]
         peak = self._run([*command, framework, variant, str(steps), str(out)])
         return {**json.loads(out.read_text()), "peak_rss_bytes": peak}
 
-    def _run_bumble(self) -> dict[str, Any]:
+    def _run_bumble(self, variant: str) -> dict[str, Any]:
         plugin = ["-p", "cuda_peak"] if self.setting["on_gpu"] else []
         config = str(self.directory / "bumble.yaml")
-        peak = self._run([sys.executable, "-m", "bumblecore_core", *plugin, "run", "--overwrite", config])
+        peak = self._run(
+            [sys.executable, "-m", "bumblecore_core", *plugin, "run", "--overwrite", config, *PURE[variant]]
+        )
         run = self.directory / "run"
         steps = json.loads((run / "metrics.json").read_text())
         seconds = [1 / step["steps_per_second"] for step in steps]
@@ -181,7 +197,7 @@ class Bench:
         if tokens != self.facts["step_tokens"]:
             raise SystemExit(f"bumble run trained on {tokens} tokens, not on {self.facts['step_tokens']}")
         return {
-            "variant": "default",
+            "variant": variant,
             "seconds": seconds,
             "losses": [step["loss"] for step in steps],
             "peak_rss_bytes": peak,

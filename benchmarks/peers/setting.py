@@ -61,15 +61,21 @@ def model_settings(preset: str, vocabulary: int | None) -> dict[str, Any]:
 
 
 def variants(framework: str, dtype: str) -> list[str]:
-    """The settings in which a peer is tried; the fastest of them is measured.
+    """The settings in which a framework can run; of a peer's, the fastest is measured.
 
-    `autocast`: float32 weights, bf16 arithmetic (BumbleCore's float32 masters are the like of it). `bf16-weights`: the
-    weights, and with them AdamW's state, in bf16; less exact, and less memory. `padding-free`: TRL's own.
+    `autocast`: float32 weights, bf16 arithmetic (BumbleCore's `default`, bf16 weights with float32 masters, is the like
+    of it). `bf16-weights`: the weights, their gradients and AdamW's state in bf16; less exact, and less memory.
+    `padding-free`: TRL's own.
     """
     if framework == "bumble":
-        return ["default"]
+        return ["default", "bf16-weights"] if dtype == "bf16" else ["default"]
     kinds = ["autocast", "bf16-weights"] if dtype == "bf16" else ["fp32"]
     return [kind + end for kind in kinds for end in (("", "+padding-free") if framework == "trl" else ("",))]
+
+
+def like(variant: str) -> str:
+    """BumbleCore's variant whose weights and optimizer state are kept as those of a peer's `variant`."""
+    return "bf16-weights" if variant.startswith("bf16-weights") else "default"
 
 
 def tokens_per_second(tokens: Sequence[int], seconds: Sequence[float]) -> float:
@@ -99,20 +105,22 @@ def loss_distance(losses: Sequence[float], reference: Sequence[float]) -> float:
 
 
 def ratios(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
-    """BumbleCore beside the faster peer (speed, and that peer's memory) and the leaner one; None without both sides."""
-    peers = {name: found for name, found in figures.items() if name != "bumble"}
-    if "bumble" not in figures or not peers:
+    """BumbleCore beside the faster peer (speed, and that peer's memory) and the leaner one, each time in the setting
+    that is like the peer's; None without both sides."""
+    own = {found["variant"]: found for name, found in figures.items() if name.split(" ")[0] == "bumble"}
+    peers = {name: found for name, found in figures.items() if name.split(" ")[0] != "bumble"}
+    peers = {name: found for name, found in peers.items() if like(found["variant"]) in own}
+    if not peers:
         return None
-    own = figures["bumble"]
-    on_gpu = own["peak_cuda_bytes"] > 0
-    memory = "peak_cuda_bytes" if on_gpu else "peak_rss_bytes"
+    memory = "peak_cuda_bytes" if all(found["peak_cuda_bytes"] > 0 for found in own.values()) else "peak_rss_bytes"
     faster = max(peers, key=lambda name: peers[name]["tokens_per_second"])
     leaner = min(peers, key=lambda name: peers[name][memory])
+    beside_faster, beside_leaner = (own[like(peers[name]["variant"])] for name in (faster, leaner))
     return {
         "faster_peer": faster,
-        "times_the_faster_peer": own["tokens_per_second"] / peers[faster]["tokens_per_second"],
+        "times_the_faster_peer": beside_faster["tokens_per_second"] / peers[faster]["tokens_per_second"],
         "memory": memory,
-        "share_of_its_memory": own[memory] / peers[faster][memory],
+        "share_of_its_memory": beside_faster[memory] / peers[faster][memory],
         "leaner_peer": leaner,
-        "share_of_the_leaner_peers_memory": own[memory] / peers[leaner][memory],
+        "share_of_the_leaner_peers_memory": beside_leaner[memory] / peers[leaner][memory],
     }

@@ -115,11 +115,15 @@ def test_runs_are_summed_up(setting):
     assert found["peak_rss_bytes"] == 300
 
 
+def figures_of(variant, speed, rss, cuda=0):
+    return {"variant": variant, "tokens_per_second": speed, "peak_rss_bytes": rss, "peak_cuda_bytes": cuda}
+
+
 def test_ratios_name_the_faster_and_the_leaner_peer(setting):
     figures = {
-        "bumble": {"tokens_per_second": 300, "peak_rss_bytes": 40, "peak_cuda_bytes": 0},
-        "trainer": {"tokens_per_second": 100, "peak_rss_bytes": 160, "peak_cuda_bytes": 0},
-        "trl": {"tokens_per_second": 50, "peak_rss_bytes": 80, "peak_cuda_bytes": 0},
+        "bumble": figures_of("default", 300, 40),
+        "trainer": figures_of("autocast", 100, 160),
+        "trl": figures_of("autocast+padding-free", 50, 80),
     }
     found = setting.ratios(figures)
     assert (found["faster_peer"], found["times_the_faster_peer"], found["share_of_its_memory"]) == ("trainer", 3, 0.25)
@@ -127,11 +131,22 @@ def test_ratios_name_the_faster_and_the_leaner_peer(setting):
     assert setting.ratios({"bumble": figures["bumble"]}) is None
 
 
-def test_memory_is_the_gpus_where_there_is_one(setting):
+def test_ratios_compare_like_with_like(setting):
     figures = {
-        "bumble": {"tokens_per_second": 2, "peak_rss_bytes": 90, "peak_cuda_bytes": 10},
-        "trl": {"tokens_per_second": 1, "peak_rss_bytes": 90, "peak_cuda_bytes": 40},
+        "bumble default": figures_of("default", 300, 80),
+        "bumble bf16-weights": figures_of("bf16-weights", 200, 40),
+        "trainer": figures_of("autocast", 100, 160),
+        "trl": figures_of("bf16-weights+padding-free", 50, 100),
     }
+    found = setting.ratios(figures)
+    assert (found["times_the_faster_peer"], found["share_of_its_memory"]) == (3, 0.5)
+    assert found["share_of_the_leaner_peers_memory"] == 0.4
+    del figures["bumble default"]
+    assert setting.ratios(figures)["faster_peer"] == "trl"
+
+
+def test_memory_is_the_gpus_where_there_is_one(setting):
+    figures = {"bumble": figures_of("default", 2, 90, cuda=10), "trl": figures_of("autocast", 1, 90, cuda=40)}
     assert setting.ratios(figures)["share_of_its_memory"] == 0.25
 
 
@@ -141,7 +156,8 @@ def test_losses_are_compared_step_by_step(setting):
 
 
 def test_each_peer_is_tried_in_every_setting(setting):
-    assert setting.variants("bumble", "bf16") == ["default"]
+    assert setting.variants("bumble", "bf16") == ["default", "bf16-weights"]
+    assert setting.variants("bumble", "fp32") == ["default"]
     assert setting.variants("trainer", "bf16") == ["autocast", "bf16-weights"]
     assert setting.variants("trl", "fp32") == ["fp32", "fp32+padding-free"]
     assert len(setting.variants("trl", "bf16")) == 4

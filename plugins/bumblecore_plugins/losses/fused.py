@@ -9,6 +9,7 @@ happens in the forward pass; the backward pass only multiplies by the gradient o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +21,11 @@ from bumblecore_core import StepOutput
 from bumblecore_core.toolkit.policy import Head
 from bumblecore_plugins.losses.naive import NaiveCausalLm, output
 
-CHUNK_BYTES = {"cpu": 256 * 2**20, "cuda": 512 * 2**20}
+CHUNK_BYTES = {"cpu": 128 * 2**20, "cuda": 512 * 2**20}
 """Bytes of a chunk's logits: enough tokens for matrix products at full speed, small beside the model's activations."""
+PRODUCT_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
+"""Bytes of the rounded product that is added to a float32 gradient of the weight, a block of the vocabulary at a time
+(on a CPU the block is still in its cache when it is added)."""
 CPU_BLOCK_BYTES = 8 * 2**20
 """Bytes of the float32 rows that are worked on at once on a CPU, so that they stay in its cache."""
 
@@ -54,7 +58,7 @@ class Workspace:
 
     def tokens_per_chunk(self, tokens: int, vocabulary: int, like: torch.Tensor) -> int:
         """Chunks of equal size (a short last one would waste a pass over the weight), within the budget."""
-        budget = CHUNK_BYTES.get(like.device.type, CHUNK_BYTES["cuda"]) // (vocabulary * like.element_size())
+        budget = _bytes_for(like, CHUNK_BYTES) // (vocabulary * like.element_size())
         most = self.chunk_tokens or max(16, budget)
         chunks = -(-tokens // most)
         return most if self.chunk_tokens else -(-tokens // max(1, chunks))
@@ -199,9 +203,21 @@ def _added(
         return torch.mm(logit_gradients.t(), rows)
     if rows.dtype == wide and total is not None:
         return total.addmm_(logit_gradients.t(), rows)
-    product = workspace.buffer("product", logit_gradients.shape[1], rows.shape[1], rows, rows.dtype)
-    torch.mm(logit_gradients.t(), rows, out=product)
-    return product.to(wide) if total is None else total.add_(product)
+    vocabulary, width = logit_gradients.shape[1], rows.shape[1]
+    first = total is None
+    if total is None:
+        total = torch.empty(vocabulary, width, dtype=wide, device=rows.device)
+    per_block = min(vocabulary, max(1, _bytes_for(rows, PRODUCT_BYTES) // (width * rows.element_size())))
+    for start in range(0, vocabulary, per_block):
+        block = total[start : start + per_block]
+        product = workspace.buffer("product", block.shape[0], width, rows, rows.dtype)
+        torch.mm(logit_gradients[:, start : start + per_block].t(), rows, out=product)
+        block.copy_(product) if first else block.add_(product)
+    return total
+
+
+def _bytes_for(tensor: torch.Tensor, budgets: Mapping[str, int]) -> int:
+    return budgets.get(tensor.device.type, budgets["cuda"])
 
 
 def _accumulates_wide(weight: torch.Tensor) -> bool:
