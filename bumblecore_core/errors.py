@@ -174,4 +174,5 @@ CODES: dict[str, str] = {
     "BC068": "a config file is not valid YAML",
     "BC069": "a file would be overwritten",
     "BC070": "plugins or libraries changed since the checkpoint",
+    "BC071": "a plugin needs a package that is not installed",
 }

@@ -165,28 +165,21 @@ def bumble_data_formats() -> Sequence[records.DataFormatRecord]:  # type: ignore
 
 @hookspec
 def bumble_adapters() -> Sequence[records.AdapterRecord]:  # type: ignore[empty-body]
-    """Adapters: wrap the model, give the base policy back as a context, save and merge.
+    """Adapters: wrap the model, give the base policy back as a context, save and merge. See
+    `bumblecore_core.protocols.Adapter`, of which these are two methods of seven.
 
     ```python
-    from contextlib import nullcontext
-
     from bumblecore_core import AdapterRecord, hookimpl
 
 
     class BiasOnly:
-        def wrap(self, *, model):
+        def wrap(self, *, model, base, checkpoint):
             for name, parameter in model.named_parameters():
-                parameter.requires_grad = name.endswith("bias")
+                parameter.requires_grad = self.saves(name=name)
             return model
 
-        def base_policy(self, *, model):
-            return nullcontext()
-
-        def save(self, *, model, state, directory):
-            model.save_pretrained(directory, state_dict=dict(state))
-
-        def merge(self, *, model):
-            return model
+        def saves(self, *, name):
+            return name.endswith("bias")
 
 
     @hookimpl

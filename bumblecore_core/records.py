@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from bumblecore_core.values import SampleKind
+from bumblecore_core.values import LossKind, SampleKind
 
 if TYPE_CHECKING:
     import click
@@ -57,7 +57,7 @@ class StageRecord(Record):
     kind: ClassVar[str] = "stages"
     build: Callable[..., protocols.Stage]
     reads: SampleKind
-    loss_kind: Literal["token", "preference"]
+    loss_kind: LossKind
     default_loss: str
     options: type[Options] = NoOptions
     model_from: Literal["config", "weights"] = "weights"
@@ -66,12 +66,15 @@ class StageRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class LossRecord(Record):
-    """A loss over tokens or over preference pairs (`loss_kind`). `build(options=…) -> TokenLoss | PreferenceLoss`"""
+    """A loss over tokens, preference pairs or labelled completions (`loss_kind`). `needs_reference`: whether a loss of
+    the last two kinds compares with a reference model's log-probabilities.
+    `build(options=…) -> TokenLoss | PreferenceLoss | FeedbackLoss`"""
 
     kind: ClassVar[str] = "losses"
     build: Callable[..., protocols.Loss]
-    loss_kind: Literal["token", "preference"]
+    loss_kind: LossKind
     options: type[Options] = NoOptions
+    needs_reference: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

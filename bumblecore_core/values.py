@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 if TYPE_CHECKING:
     import torch
 
-SampleKind: TypeAlias = Literal["text", "chat", "preference"]
+SampleKind: TypeAlias = Literal["text", "chat", "preference", "feedback"]
+LossKind: TypeAlias = Literal["token", "preference", "feedback"]
 Message: TypeAlias = dict[str, Any]
 """A chat message as transformers' templates read it: `role` (system, user, assistant, tool), `content`, and for an
 assistant optionally `tool_calls` (`[{"type": "function", "function": {"name": …, "arguments": {…}}}]`) or
@@ -46,7 +47,17 @@ class PreferenceSample:
     tools: tuple[dict[str, Any], ...] | None = None
 
 
-Sample: TypeAlias = TextSample | ChatSample | PreferenceSample
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeedbackSample:
+    """A prompt with one continuation (one or more messages); `label`: whether it is desirable."""
+
+    prompt: tuple[Message, ...]
+    completion: tuple[Message, ...]
+    label: bool
+    tools: tuple[dict[str, Any], ...] | None = None
+
+
+Sample: TypeAlias = TextSample | ChatSample | PreferenceSample | FeedbackSample
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +65,7 @@ class TokenExample:
     """What a stage makes of a sample: ragged int32 columns, stored in the token shards.
 
     `length`: tokens that the example takes in a micro-batch. `count`: what its loss will report as count, which for a
-    token loss is the number of supervised *shifted* labels, for a preference loss 1. `truncated`: something was cut.
+    token loss is the number of supervised *shifted* labels, for other losses 1. `truncated`: something was cut.
     """
 
     columns: Mapping[str, Sequence[int]]
@@ -79,7 +90,10 @@ class Batch:
     `input_ids`, `position_ids`: (1, T) int64, positions restart at 0 with each document. `cu_seqlens`: (D + 1,) int32,
     where each of the D documents starts, and T. `document_lengths`: the same as Python ints, so that CPU attention
     needs no device sync. `extras`: tensors that the stage's own step reads. `rows`: indices of the examples in the
-    token store. `count`: sum of the examples' counts.
+    token store. `count`: sum of the examples' counts. `head_positions`: positions that the head computes, where they
+    are not as many as `count` (for preference pairs, say). `shared_prefixes`: for each document how many tokens of the
+    document before it are its prefix as well, without being repeated: it attends to them, and its positions begin after
+    them. Empty where no document has one.
     """
 
     input_ids: torch.Tensor
@@ -89,11 +103,18 @@ class Batch:
     rows: tuple[int, ...]
     count: int
     extras: dict[str, torch.Tensor] = field(default_factory=dict)
+    head_positions: int | None = None
+    shared_prefixes: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> int:
         """T, the tokens of this micro-batch."""
         return sum(self.document_lengths)
+
+    @property
+    def scored(self) -> int:
+        """Positions that the head computes."""
+        return self.count if self.head_positions is None else self.head_positions
 
     @property
     def max_seqlen(self) -> int:
@@ -131,12 +152,14 @@ class Metric:
 class StepOutput:
     """What a loss, and with it a stage's step, returns: a scalar float32 *sum*, the count it sums over, and metrics.
 
-    The core divides by the count of the whole optimizer step, so no plugin can mis-scale accumulation.
+    The core divides by the count of the whole optimizer step, so no plugin can mis-scale accumulation. `per_example`:
+    figures of each row of the batch, which the core collects when it asks a reference model.
     """
 
     loss_sum: torch.Tensor
     count: int | torch.Tensor
     metrics: dict[str, Metric] = field(default_factory=dict)
+    per_example: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -162,8 +185,9 @@ class StepResult:
 class RunInfo:
     """What a logger is told at start. `facts`: (name, value) lines of the start summary, in order; `config`: the
     resolved configuration as plain data; `features`: (feature, what was decided) pairs; `sample`: a decoded example
-    as (text, trained) segments. A run that goes on from a checkpoint has done `first_step` steps already, and `history`
-    holds the events of these, so that a logger can make its own record whole."""
+    as (text, trained) segments; `smooth`: whether the stage's loss curve is drawn smoothed. A run that goes on from a
+    checkpoint has done `first_step` steps already, and `history` holds the events of these, so that a logger can make
+    its own record whole."""
 
     output_dir: Path
     stage: str
@@ -173,29 +197,34 @@ class RunInfo:
     facts: Sequence[tuple[str, str]]
     features: Sequence[tuple[str, str]]
     sample: Sequence[tuple[str, bool]]
+    smooth: bool = True
     history: Sequence[StepEvent] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepEvent:
-    """Metrics of one optimizer step (`split="train"`) or of one evaluation after it (`split="eval"`).
+    """Metrics of training up to an optimizer step (`split="train"`) or of one evaluation after it (`split="eval"`).
 
-    `step` counts from 1; `epoch` is fractional. `metrics` holds at least `loss`, and for train `learning_rate`,
-    `grad_norm`, `tokens_per_second`.
+    `step` counts from 1; `epoch` is fractional; `time` is when it was reported, in Unix seconds. `metrics` holds at
+    least `loss`, and for train those that `bumblecore_core.toolkit.figures` describes, averaged over all ranks and the
+    steps since the event before; then whatever the stage and the loss report.
     """
 
     step: int
     epoch: float
     metrics: Mapping[str, float]
     split: Literal["train", "eval"] = "train"
+    time: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunResult:
-    """How a run ended. `status` is `complete`, `interrupted` or `failed`; `final_dir` is where the model lies."""
+    """How a run ended. `status` is `complete`, `interrupted` or `failed`; `final_dir` is where the model lies;
+    `problem`: why it failed, as the console says it."""
 
     status: Literal["complete", "interrupted", "failed"]
     steps: int
     final_dir: Path | None
     seconds: float
     summary: Mapping[str, float]
+    problem: str = ""

@@ -33,6 +33,9 @@ def ended(output_dir: str, outcome: Outcome) -> None:
     names = {
         "final": "model, loads with from_pretrained and `bumble generate`",
         "metrics.json": "metric history",
+        "metrics.csv": "the same as a table",
+        "training_loss.png": "loss curve",
+        "tensorboard": "see it with: tensorboard --logdir",
         "logs/train.log": "everything that was said",
         "run.yaml": "resolved config",
         "run.lock.json": "plugins, versions, data fingerprints",

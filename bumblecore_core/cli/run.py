@@ -23,6 +23,7 @@ AS_A_SHELL_DOES = 128  # a run that a signal ended exits with this and the signa
     multiple=True,
     help="Resume although this changed (as an error names it, such as optimizer.lr or data); repeatable.",
 )
+@click.option("--profile-plugins", is_flag=True, help="At the end, print how long each plugin took in each phase.")
 @click.pass_context
 def run(
     ctx: click.Context,
@@ -31,6 +32,7 @@ def run(
     overwrite: bool,
     resume: str | None,
     allow: tuple[str, ...],
+    profile_plugins: bool,
 ) -> None:
     """Trains each config in order; a later one may name an earlier one's output_dir as its model.
 
@@ -51,14 +53,18 @@ def run(
     from bumblecore_core.config.origins import located
     from bumblecore_core.run.execute import execute
     from bumblecore_core.run.later import check_later_run
+    from bumblecore_core.run.profiling import PluginTimes
 
     for at, later in enumerate(resolved[1:], 1):
         with located(later):
             check_later_run(later, resolved[:at], overwrite=overwrite)
     for one in resolved:
+        times = PluginTimes() if profile_plugins else None
         with located(one):
-            outcome = execute(one, registry, app.switches, overwrite=overwrite, announce=announce)
+            outcome = execute(one, registry, app.switches, overwrite=overwrite, announce=announce, times=times)
         if outcome.rank == 0:
             ended(one.config.output_dir, outcome)
+        if outcome.rank == 0 and times is not None:
+            click.echo("\n".join(["time per plugin and phase (phases nest)", *times.lines(outcome.result.seconds)]))
         if outcome.stopped_by:
             ctx.exit(AS_A_SHELL_DOES + outcome.stopped_by)

@@ -28,9 +28,8 @@ class PlainLoader(yaml.SafeLoader):
 
 
 class PlainDumper(yaml.SafeDumper):
-    """PyYAML's safe dumper, quoting the texts that `PlainLoader` would read as something else, such as `1e5`."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  PyYAML's own class attribute
+    """PyYAML's safe dumper, quoting the texts that `PlainLoader` would read as something else, such as `1e5`, and those
+    that other readers would, such as `2024-01-02`."""
 
 
 _BOOLEAN = re.compile(r"(?:yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF)\Z")

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Dtype = Literal["auto", "bf16", "fp16", "fp32"]
+DEFAULT_LOGGERS = ("progress", "log_file", "metrics_json", "tensorboard", "loss_plot")
 
 
 class Section(BaseModel):
@@ -117,7 +118,14 @@ class TrainSection(Section):
     eval_steps: int | None = Field(
         None, ge=1, description="Evaluate every so many steps; at the end alone when not set."
     )
-    logging_steps: int = Field(1, ge=1, description="Report metrics every so many steps.")
+    logging_steps: int = Field(
+        1, ge=1, description="Report metrics every so many steps, averaged over the steps since the report before."
+    )
+    peak_tflops: float | None = Field(
+        None,
+        gt=0,
+        description="What one device can do, in TFLOP/s, for MFU; measured by a matrix product when not set.",
+    )
     average_tokens_across_devices: bool = Field(
         True, description="Divide by the count of all devices (exact); off: each device by its own, then average."
     )
@@ -181,7 +189,7 @@ class RunConfig(Section):
     train: TrainSection = Field(TrainSection(), description="Batch sizes, length, seed.")
     checkpoint: CheckpointSection = Field(CheckpointSection(), description="What is saved when.")
     loggers: list[Choice] = Field(
-        [PluginChoice(name=name) for name in ("progress", "log_file", "metrics_json")],
+        [PluginChoice(name=name) for name in DEFAULT_LOGGERS],
         description="Loggers, called in this order.",
     )
     output_dir: str = Field(min_length=1, description="Where the run writes.")

@@ -15,7 +15,7 @@ from bumblecore_core.hookspecs import HOOK_API_ATTRIBUTE, HOOK_API_VERSION, HOOK
 from bumblecore_core.records import RECORDS, Options, Record
 from bumblecore_core.registry.discover import PluginInfo
 from bumblecore_core.registry.options import nested_models
-from bumblecore_core.values import SampleKind
+from bumblecore_core.values import LossKind, SampleKind
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 HOOKS: Mapping[str, type[Record]] = {HOOK_OF_KIND[record.kind]: record for record in RECORDS}
@@ -232,11 +232,12 @@ FIELD_CHECKS: Mapping[str, Callable[[Any, Any], Complaints]] = {
     "unsupported": _check_unsupported,
     "detect": _check_detect,
     "reads": _one_of(*get_args(SampleKind)),
-    "loss_kind": _one_of("token", "preference"),
+    "loss_kind": _one_of(*get_args(LossKind)),
     "model_from": _one_of("config", "weights"),
     "default_loss": _check_name,
     "smooth": _typed(bool),
     "needs_metric": _typed(bool),
+    "needs_reference": _typed(bool),
     "priority": _typed(int),
 }
 """One check for every field of every record class; a field that is added to a record needs its line here."""

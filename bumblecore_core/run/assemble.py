@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,22 +15,27 @@ import numpy as np
 import torch
 
 from bumblecore_core.config.resolved import ResolvedRun, Selected
+from bumblecore_core.errors import ConfigError, one
 from bumblecore_core.protocols import Adapter, Engine, EngineContext, Stage
 from bumblecore_core.records import AttentionRecord
 from bumblecore_core.registry import PluginSwitches, Registry
+from bumblecore_core.run.adapt import adapted, described, lr_scales, require_trained_base
 from bumblecore_core.run.attention import select_attention
 from bumblecore_core.run.blame import blamed
 from bumblecore_core.run.data.loader import collate
-from bumblecore_core.run.data.plan import BatchPlan, MicroBatch, PlanOptions
-from bumblecore_core.run.data.prepare import prepare_store, split_eval
+from bumblecore_core.run.data.of_run import Shards, plan_of
+from bumblecore_core.run.data.plan import BatchPlan, MicroBatch
+from bumblecore_core.run.data.prepare import split_eval
 from bumblecore_core.run.groups import parameter_groups
 from bumblecore_core.run.model import build_model, check_positions, check_vocabulary, load_config
 from bumblecore_core.run.module import TrainModule
+from bumblecore_core.run.profiling import PluginTimes, timed
 from bumblecore_core.run.stage_factory import StageFactory
 from bumblecore_core.run.weights import stored_dtype
+from bumblecore_core.toolkit.adapters import tokenizer_source
 from bumblecore_core.toolkit.policy import make_policy
 from bumblecore_core.toolkit.tokenizers import resolve_model_dir, tokenizer_fingerprint
-from bumblecore_core.values import Batch
+from bumblecore_core.values import Batch, ParameterGroup
 
 if TYPE_CHECKING:
     from bumblecore_core.run.data.store import TokenStore
@@ -56,12 +61,13 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class Assembled:
-    """A run that is ready to train. `features`: (feature, what was decided) pairs."""
+    """A run that is ready to train. `features`: (feature, what was decided) pairs; `warnings`: what to show beside."""
 
     model: Any
     adapter: Adapter | None
     module: TrainModule
     features: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...] = ()
 
 
 def build(selected: Selected[Any], **given: Any) -> Any:
@@ -86,17 +92,24 @@ def build_engine(resolved: ResolvedRun) -> Engine:
 
 
 def prepare(
-    resolved: ResolvedRun, registry: Registry, switches: PluginSwitches, *, world_size: int, progress: bool
+    resolved: ResolvedRun,
+    registry: Registry,
+    switches: PluginSwitches,
+    *,
+    world_size: int,
+    progress: bool,
+    times: PluginTimes | None = None,
 ) -> Prepared:
     """Tokenizer, stage, token shards and batch plan. Raises what is wrong with data, tokenizer, template or the model's
     config.json."""
     config = resolved.config
+    require_trained_base(resolved)
     model_dir = resolve_model_dir(config.model.path)
     model_config = load_config(model_dir, trust_remote_code=config.model.trust_remote_code)
     factory = StageFactory(
         stage_name=resolved.stage.record.name,
         options=resolved.stage.options,
-        tokenizer_dir=config.model.tokenizer or str(model_dir),
+        tokenizer_dir=config.model.tokenizer or str(tokenizer_source(model_dir)),
         chat_template=config.model.chat_template,
         trust_remote_code=config.model.trust_remote_code,
         max_length=config.data.max_length,
@@ -106,8 +119,9 @@ def prepare(
     tokenizer = factory.tokenizer()
     check_vocabulary(model_config, tokenizer, model_dir)
     stage = factory.stage(resolved.stage.record, tokenizer)
+    _require_rows(resolved, stage)
     fingerprint = tokenizer_fingerprint(tokenizer)
-    shards = _Shards(resolved, registry, stage, factory, fingerprint, progress)
+    shards = Shards(resolved, registry, stage, factory, fingerprint, progress)
     store = shards.store(config.data.path, resolved.formats, "data.path")
     rows, eval_store, eval_rows = np.arange(len(store)), store, np.arange(0)
     if config.data.eval_path is not None:
@@ -115,6 +129,9 @@ def prepare(
         eval_rows = np.arange(len(eval_store))
     elif config.data.eval_split is not None:
         rows, eval_rows = split_eval(len(store), config.data.eval_split, config.train.seed)
+    for made in {id(store): store, id(eval_store): eval_store}.values():
+        if times is not None and not made.report.reused:
+            times.add("stages", resolved.stage.name, "encode, with reading", made.report.seconds)
     longest = max(int(store.lengths.max()), int(eval_store.lengths.max()))
     return Prepared(
         resolved=resolved,
@@ -122,27 +139,32 @@ def prepare(
         model_config=model_config,
         tokenizer=tokenizer,
         tokenizer_fingerprint=fingerprint,
-        stage=stage,
+        stage=timed(times, "stages", resolved.stage.name, stage),
         store=store,
         rows=rows,
-        plan=_plan(resolved, store, rows, world_size),
+        plan=plan_of(resolved, store, rows, world_size),
         eval_store=eval_store,
-        eval_plan=_plan(resolved, eval_store, eval_rows, world_size, evaluation=True) if len(eval_rows) else None,
+        eval_plan=plan_of(resolved, eval_store, eval_rows, world_size, evaluation=True) if len(eval_rows) else None,
         warnings=check_positions(model_config, longest),
     )
 
 
-def assemble(prepared: Prepared, registry: Registry, engine: Engine, checkpoint: Path | None = None) -> Assembled:
+def assemble(
+    prepared: Prepared,
+    registry: Registry,
+    engine: Engine,
+    checkpoint: Path | None = None,
+    times: PluginTimes | None = None,
+) -> Assembled:
     """Model, adapter, policy, loss, optimizer and schedule, wrapped by the engine. `checkpoint`: take the weights from
     there, in the dtype in which the run first had them, so that buffers made beside them are the same too."""
     resolved, config = prepared.resolved, prepared.resolved.config
-    implementation, attention = select_attention(
-        attention_records(registry), config.model.attention, device=engine.device, dtype=engine.dtype
-    )
+    implementation, attention = chosen_attention(prepared, registry, engine)
     from_config = resolved.stage.record.model_from == "config"
+    adapter: Adapter | None = build(resolved.adapter) if resolved.adapter is not None else None
     with engine.model_context():
         model = build_model(
-            directory=checkpoint or prepared.model_dir,
+            directory=checkpoint if checkpoint is not None and adapter is None else prepared.model_dir,
             from_config=from_config and checkpoint is None,
             dtype=torch.float32 if from_config else stored_dtype(prepared.model_dir),
             attention=implementation,
@@ -150,11 +172,9 @@ def assemble(prepared: Prepared, registry: Registry, engine: Engine, checkpoint:
             gradient_checkpointing=config.model.gradient_checkpointing,
             trust_remote_code=config.model.trust_remote_code,
         )
-    adapter = None
-    if resolved.adapter is not None:
-        adapter = build(resolved.adapter)
-        model = adapter.wrap(model=model)
-    loss = build(resolved.loss)
+        if adapter is not None:
+            model = adapted(resolved, adapter, model, base=prepared.model_dir, checkpoint=checkpoint)
+    loss = timed(times, "losses", resolved.loss.name, build(resolved.loss))
     module = TrainModule(
         model=model,
         stage=prepared.stage,
@@ -164,16 +184,18 @@ def assemble(prepared: Prepared, registry: Registry, engine: Engine, checkpoint:
     )
     engine.prepare(
         module=module,
-        groups=parameter_groups(model),
-        make_optimizer=lambda groups: build(resolved.optimizer, groups=groups),
+        groups=parameter_groups(model, lr_scales(adapter)),
+        make_optimizer=lambda groups: _optimizer(resolved, groups, times),
         make_scheduler=lambda optimizer: build(
             resolved.scheduler, optimizer=optimizer, total_steps=prepared.plan.total_steps
         ),
     )
-    single_document = config.train.micro_batch_size == 1 and not config.data.packing
-    module.policy = make_policy(model, single_document=single_document)
+    share = bool(getattr(prepared.stage, "shares_prefixes", False))
+    single_document = config.train.micro_batch_size == 1 and not config.data.packing and not share
+    module.policy = make_policy(model, single_document=single_document, share_prefixes=share)
+    about, warnings = described(resolved, adapter, model)
     features = (
-        ("adapter", resolved.adapter.name if resolved.adapter else "none (full fine-tuning)"),
+        ("adapter", about),
         ("loss", resolved.loss.name),
         ("attention", "; ".join(attention)),
         *module.policy.features,
@@ -181,7 +203,45 @@ def assemble(prepared: Prepared, registry: Registry, engine: Engine, checkpoint:
         ("packing", "on" if config.data.packing else "off (still no padding: documents are concatenated)"),
         *engine.features(),
     )
-    return Assembled(model=model, adapter=adapter, module=module, features=features)
+    return Assembled(model=model, adapter=adapter, module=module, features=features, warnings=warnings)
+
+
+def _require_rows(resolved: ResolvedRun, stage: Stage) -> None:
+    """Raises `ConfigError` BC039 where micro-batches hold fewer rows than the stage needs."""
+    config, least = resolved.config, getattr(stage, "least_rows", 1)
+    if config.train.micro_batch_size < least and not config.data.packing:
+        problem = f"the stage '{resolved.stage.name}' with these options needs {least} rows or more in a micro-batch"
+        fix = f"Set it to {least} or more, or change the stage's options"
+        raise one(ConfigError, "BC039", problem, fix, field="train.micro_batch_size")
+
+
+def _optimizer(
+    resolved: ResolvedRun, groups: Sequence[ParameterGroup], times: PluginTimes | None
+) -> torch.optim.Optimizer:
+    optimizer: torch.optim.Optimizer = build(resolved.optimizer, groups=groups)
+    return optimizer if times is None else times.watch(resolved.optimizer.name, optimizer)
+
+
+def load_start_model(prepared: Prepared, directory: Path, *, attention: str, with_adapter: bool) -> Any:
+    """Another copy of the model that a run starts with, or of the one in `directory`."""
+    resolved, config = prepared.resolved, prepared.resolved.config
+    model = build_model(
+        directory=directory,
+        from_config=False,
+        dtype=stored_dtype(directory),
+        attention=attention,
+        seed=config.train.seed,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    if with_adapter and resolved.adapter is not None:
+        return adapted(resolved, build(resolved.adapter), model, base=directory)
+    return model
+
+
+def chosen_attention(prepared: Prepared, registry: Registry, engine: Engine) -> tuple[str, list[str]]:
+    """(implementation's name for transformers, lines for the summary) of what the config asks for on this device."""
+    name = prepared.resolved.config.model.attention
+    return select_attention(attention_records(registry), name, device=engine.device, dtype=engine.dtype)
 
 
 def attention_records(registry: Registry) -> list[AttentionRecord]:
@@ -201,54 +261,3 @@ def evaluation_batches(prepared: Prepared, rank: int) -> Callable[[], Iterator[t
                 yield micro, collate(prepared.eval_store, prepared.stage, micro.rows)
 
     return batches
-
-
-@dataclass(frozen=True)
-class _Shards:
-    resolved: ResolvedRun
-    registry: Registry
-    stage: Stage
-    factory: StageFactory
-    tokenizer_fingerprint: str
-    progress: bool
-
-    def store(self, files: Any, formats: Any, field: str) -> TokenStore:
-        data = self.resolved.config.data
-        return prepare_store(
-            files=files,
-            formats=formats,
-            registry=self.registry,
-            stage=self.stage,
-            stage_record=self.resolved.stage.record,
-            stage_options=self.resolved.stage.options,
-            make_stage=self.factory,
-            tokenizer_fingerprint=self.tokenizer_fingerprint,
-            data=data,
-            progress=self.progress,
-            field=field,
-        )
-
-
-def _plan(
-    resolved: ResolvedRun, store: TokenStore, rows: np.ndarray, world_size: int, *, evaluation: bool = False
-) -> BatchPlan:
-    config = resolved.config
-    options = PlanOptions(
-        micro_batch_size=config.train.micro_batch_size,
-        gradient_accumulation_steps=1 if evaluation else config.train.gradient_accumulation_steps,
-        world_size=world_size,
-        seed=config.train.seed,
-        packing=config.data.packing,
-        max_length=config.data.max_length,
-        shuffle=not evaluation,
-    )
-    return BatchPlan(
-        lengths=store.lengths,
-        counts=store.counts,
-        rows=rows,
-        options=options,
-        sources=store.sources,
-        weights=[1.0] * len(store.files) if evaluation else store.weights,
-        epochs=1.0 if evaluation else config.train.epochs,
-        max_steps=None if evaluation else config.train.max_steps,
-    )

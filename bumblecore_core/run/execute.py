@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from bumblecore_core.config.resolved import ResolvedRun
+from bumblecore_core.errors import BumbleError
 from bumblecore_core.protocols import Engine
 from bumblecore_core.registry import PluginSwitches, Registry
 from bumblecore_core.run import output_dir
@@ -24,22 +26,24 @@ from bumblecore_core.run.assemble import (
     prepare,
 )
 from bumblecore_core.run.checkpoint.folder import FINAL
-from bumblecore_core.run.checkpoint.resume import Start, agreed_start, check_start, restore
-from bumblecore_core.run.checkpoint.saver import Saver, SavingTime
+from bumblecore_core.run.checkpoint.resume import agreed_start, check_start, restore
+from bumblecore_core.run.checkpoint.saver import Saver
 from bumblecore_core.run.checkpoint.streams import seed_streams
 from bumblecore_core.run.checkpoint.writing import ModelParts, commit, write_part
+from bumblecore_core.run.console import note
 from bumblecore_core.run.data.loader import rank_windows
 from bumblecore_core.run.directory_lock import held
-from bumblecore_core.run.facts import data_facts, memory_facts, parameter_facts, space_facts, step_facts
 from bumblecore_core.run.files import disk_errors, fresh_beside, recover
+from bumblecore_core.run.info import Status, run_info, run_result, write_info
 from bumblecore_core.run.interrupts import Interrupts, Stopped
 from bumblecore_core.run.lock import make_lock, numbers_hash
 from bumblecore_core.run.loggers import Loggers
 from bumblecore_core.run.loop import LoopOptions, train
+from bumblecore_core.run.profiling import PluginTimes, timed
 from bumblecore_core.run.progress import Progress
+from bumblecore_core.run.reference import ask_before_training, ask_what_is_trained, wanted_reference
+from bumblecore_core.run.speed import Speed, speed_of
 from bumblecore_core.values import RunInfo, RunResult
-
-Status = Literal["complete", "interrupted", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +64,12 @@ def execute(
     *,
     overwrite: bool,
     announce: Callable[[RunInfo], None],
+    times: PluginTimes | None = None,
 ) -> Outcome:
-    """Trains and saves, going on from a checkpoint where there is one. `announce` gets the start summary on rank 0.
-    Raises `BumbleError` for whatever is wrong."""
+    """Trains and saves, going on from a checkpoint where there is one. `announce` gets the start summary on rank 0;
+    `times` collects what plugins took. Raises `BumbleError` for whatever is wrong."""
     directory = Path(resolved.config.output_dir)
-    engine = build_engine(resolved)
+    engine = timed(times, "engines", resolved.engine.name, build_engine(resolved))
     try:
         on_all_ranks(engine, lambda: _ready(engine, directory), "opening the output directory")
         with held(directory, needed=engine.rank == 0):
@@ -72,7 +77,7 @@ def execute(
                 final = directory / FINAL
                 result = RunResult(status="complete", steps=0, final_dir=final, seconds=0.0, summary={})
                 return Outcome(result=result, rank=engine.rank, reused=True)
-            return _run(resolved, registry, switches, engine, announce)
+            return _run(resolved, registry, switches, engine, announce, times)
     finally:
         engine.close()
 
@@ -103,28 +108,39 @@ def _run(
     switches: PluginSwitches,
     engine: Engine,
     announce: Callable[[RunInfo], None],
+    times: PluginTimes | None,
 ) -> Outcome:
     started = time.perf_counter()
     config, directory = resolved.config, Path(resolved.config.output_dir)
+    loggers = on_all_ranks(engine, lambda: _loggers(resolved, engine, times), "making the loggers")
     start = agreed_start(engine, directory, config.checkpoint.resume)
-    prepared = prepare(resolved, registry, switches, world_size=engine.world_size, progress=engine.rank == 0)
+    speaks = engine.rank == 0
+    prepared = prepare(resolved, registry, switches, world_size=engine.world_size, progress=speaks, times=times)
     lock = _lock(prepared, registry, engine)
     warnings = list(start.warnings) + check_start(start, lock, allowed=config.checkpoint.allow) if start else []
-    assembled = assemble(prepared, registry, engine, start.path if start else None)
+    wanted = wanted_reference(prepared)
+    asked = ask_before_training(wanted, prepared, registry, engine, resuming=start is not None)
+    assembled = assemble(prepared, registry, engine, start.path if start else None, times)
+    if wanted is not None and asked is None:
+        asked = ask_what_is_trained(wanted, prepared, assembled, engine)
+    speed = speed_of(engine, assembled.model, config.train.peak_tflops)
     if start is None:
         seed_streams(config.train.seed, engine.rank)
         progress = Progress()
     else:
         progress = restore(start, engine, seed=config.train.seed)
-    loggers = _loggers(resolved, engine)
-    info = _info(prepared, assembled, start, progress, warnings)
-    if engine.rank == 0:
+    info = run_info(
+        prepared, assembled, start, progress, warnings=[*warnings, *assembled.warnings], speed=speed, reference=asked
+    )
+    if speaks:
         output_dir.write_run_files(directory, resolved.to_dict(), lock)
+        write_info(info, None, reads=resolved.stage.record.reads)
         announce(info)
     loggers.start(info)
     status: Status = "failed"
     final: Path | None = None
-    with Interrupts(speak=engine.rank == 0) as interrupts:
+    problem = ""
+    with Interrupts(speak=speaks) as interrupts:
         saver = Saver(
             engine=engine,
             output_dir=directory,
@@ -138,30 +154,43 @@ def _run(
         )
         train_started = time.perf_counter()
         try:
-            _train(prepared, engine, loggers, progress, saver)
+            _train(prepared, engine, loggers, progress, saver, speed)
             saver.finish()
             if config.checkpoint.save_last:
                 final = _save_final(prepared, assembled, engine, loggers, progress, directory / FINAL)
             status = "complete"
             stopped_by = interrupts.received
         except Stopped as stopped:
+            note(f"{stopped}: saving a checkpoint, then stopping")
             saver.save(background=False)
             status, stopped_by = "interrupted", stopped.number
         except KeyboardInterrupt:
             status = "interrupted"
             raise
-        except BaseException:
+        except BaseException as error:
+            problem = str(error) if isinstance(error, BumbleError) else f"{type(error).__name__}: {error}"
             saver.abandon()
             raise
         finally:
-            result = _result(status, progress, final, started, train_started, saver.time)
+            result = run_result(
+                status,
+                progress,
+                final=final,
+                started=started,
+                train_started=train_started,
+                saving=saver.time,
+                problem=problem,
+            )
             loggers.finish(result)
+            if speaks:
+                with suppress(OSError):  # a full disk must not hide why the run ended
+                    write_info(info, result, reads=resolved.stage.record.reads)
     return Outcome(result=result, rank=engine.rank, stopped_by=stopped_by)
 
 
-def _loggers(resolved: ResolvedRun, engine: Engine) -> Loggers:
+def _loggers(resolved: ResolvedRun, engine: Engine, times: PluginTimes | None) -> Loggers:
     chosen = resolved.loggers if engine.rank == 0 else ()
-    return Loggers([(one.name, build(one)) for one in chosen])
+    return Loggers([(one.name, timed(times, "loggers", one.name, build(one))) for one in chosen])
 
 
 def _parts(prepared: Prepared, assembled: Assembled) -> ModelParts:
@@ -173,7 +202,9 @@ def _parts(prepared: Prepared, assembled: Assembled) -> ModelParts:
     )
 
 
-def _train(prepared: Prepared, engine: Engine, loggers: Loggers, progress: Progress, saver: Saver) -> None:
+def _train(
+    prepared: Prepared, engine: Engine, loggers: Loggers, progress: Progress, saver: Saver, speed: Speed
+) -> None:
     config = prepared.resolved.config
     on_gpu = engine.device.type == "cuda"
     workers = config.data.num_workers
@@ -184,6 +215,7 @@ def _train(prepared: Prepared, engine: Engine, loggers: Loggers, progress: Progr
         average_tokens_across_devices=config.train.average_tokens_across_devices,
         max_skipped_steps=config.train.max_skipped_steps,
         locate=prepared.store.locate,
+        speed=speed,
     )
     windows = rank_windows(
         store=prepared.store,
@@ -209,7 +241,8 @@ def _save_final(
     prepared: Prepared, assembled: Assembled, engine: Engine, loggers: Loggers, progress: Progress, final: Path
 ) -> Path:
     """The model alone, without training state; committed like a checkpoint."""
-    state = engine.model_state()
+    parts = _parts(prepared, assembled)
+    state = engine.model_state(wanted=parts.wanted)
 
     def write() -> None:
         if engine.rank != 0:
@@ -217,7 +250,7 @@ def _save_final(
         with disk_errors(final):
             temporary = fresh_beside(final)
         try:
-            write_part(temporary, 0, lambda directory: _parts(prepared, assembled).write(directory, state))
+            write_part(temporary, 0, lambda directory: parts.write(directory, state))
             facts = {"step": progress.step, "config": numbers_hash(prepared.resolved.to_dict())}
             commit(temporary, final, world_size=1, facts=facts)
         except Exception:
@@ -227,56 +260,6 @@ def _save_final(
 
     on_all_ranks(engine, write, "saving the final model")
     return final
-
-
-def _info(
-    prepared: Prepared, assembled: Assembled, start: Start | None, progress: Progress, warnings: list[str]
-) -> RunInfo:
-    config = prepared.resolved.config
-    parameters = list(assembled.model.parameters())
-    total = sum(parameter.numel() for parameter in parameters)
-    trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    weight_bytes = parameters[0].element_size()
-    resumed = [("resumed", f"{start.path}, after step {start.step:,}")] if start else []
-    return RunInfo(
-        output_dir=Path(config.output_dir),
-        stage=prepared.resolved.stage.record.name,
-        total_steps=prepared.plan.total_steps,
-        first_step=progress.step,
-        history=tuple(progress.history),
-        config=prepared.resolved.to_dict(),
-        facts=[
-            *resumed,
-            *(("warning", warning) for warning in warnings),
-            *prepared_facts(prepared),
-            *parameter_facts(total, trainable),
-            *memory_facts(config, assembled.model.config, total, trainable, weight_bytes, prepared.plan),
-            *space_facts(config, total * weight_bytes, trainable * (12 if weight_bytes == 2 else 8)),
-        ],
-        features=assembled.features,
-        sample=prepared.stage.preview(example=prepared.store.example(int(prepared.rows[0]))),
-    )
-
-
-def prepared_facts(prepared: Prepared) -> list[tuple[str, str]]:
-    """Data and step facts: what `bumble plan` and a run say alike."""
-    eval_rows = 0 if prepared.eval_plan is None else len(prepared.eval_plan.rows)
-    return [
-        *data_facts(prepared.store, prepared.rows, eval_rows, prepared.plan),
-        *(("warning", warning) for warning in prepared.warnings),
-        *step_facts(prepared.resolved.config, prepared.plan),
-    ]
-
-
-def _result(
-    status: Status, progress: Progress, final: Path | None, started: float, train_started: float, saving: SavingTime
-) -> RunResult:
-    now = time.perf_counter()
-    summary = {**progress.last, "tokens": float(progress.tokens), "skipped_steps": float(progress.skipped)}
-    summary["checkpoints"] = float(saving.checkpoints)
-    summary["saving_seconds"], summary["saving_background_seconds"] = saving.stalled, saving.background
-    summary["saving_share"] = saving.stalled / max(now - train_started, 1e-9)
-    return RunResult(status=status, steps=progress.step, final_dir=final, seconds=now - started, summary=summary)
 
 
 def _lock(prepared: Prepared, registry: Registry, engine: Engine) -> dict[str, Any]:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 Facts = list[tuple[str, str]]
 
 
-def data_facts(store: TokenStore, rows: np.ndarray, eval_rows: int, plan: BatchPlan) -> Facts:
-    """Rows, tokens, supervised share, packing fill, and what was dropped or cut."""
+def data_facts(store: TokenStore, rows: np.ndarray, eval_rows: int, plan: BatchPlan, *, pairs: bool) -> Facts:
+    """Rows, tokens, supervised share (not of `pairs`), packing fill, and what was dropped or cut."""
     report = store.report
     tokens = int(store.lengths[rows].sum(dtype="int64"))
     supervised = int(store.counts[rows].sum(dtype="int64"))
@@ -28,8 +28,9 @@ def data_facts(store: TokenStore, rows: np.ndarray, eval_rows: int, plan: BatchP
         ("data", ", ".join(str(path) for path in store.files)),
         ("rows", f"{report.rows:,} read, {len(rows):,} training examples" + _held_out(eval_rows)),
         ("tokens", f"{tokens:,} in training examples, longest {int(store.lengths[rows].max()):,}"),
-        ("supervised", f"{supervised:,} ({supervised / tokens:.1%} of tokens)"),
     ]
+    if not pairs:
+        facts.append(("supervised", f"{supervised:,} ({supervised / tokens:.1%} of tokens)"))
     if plan.options.packing:
         facts.append(("packing fill", f"{plan.fill():.1%} of {plan.options.max_length} tokens"))
     facts += [("dropped", f"{count:,} rows: {reason}") for reason, count in report.dropped_lines()]

@@ -14,6 +14,7 @@ from bumblecore_core.config.resolved import ResolvedRun, Selected
 from bumblecore_core.errors import Problem
 from bumblecore_core.registry import Registry, singular
 from bumblecore_core.run.data.fingerprint import installed_version
+from bumblecore_core.toolkit.adapters import adapter_chain
 
 if TYPE_CHECKING:
     from bumblecore_core.run.data.store import TokenStore
@@ -28,6 +29,7 @@ HARMLESS = (
     "data.num_proc",
     "data.num_workers",
     "train.logging_steps",
+    "train.peak_tflops",
     "train.max_skipped_steps",
 )
 """Config keys that change no number of a run."""
@@ -146,9 +148,11 @@ def batch_size(lock: Mapping[str, Any]) -> int:
 
 def weights_fingerprint(directory: Path) -> str:
     """SHA-256 over the names and sizes of the weight files and 64 evenly spaced blocks of 64 KiB of each: a model of
-    any size is told from another in milliseconds; a change made on purpose between the blocks is not seen."""
+    any size is told from another in milliseconds; a change made on purpose between the blocks is not seen. Of an
+    adapter's directory, the base's files count too."""
     digest = hashlib.sha256()
-    files = sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")])
+    base, adapters = adapter_chain(directory)
+    files = [file for part in (base, *adapters) for file in sorted([*part.glob("*.safetensors"), *part.glob("*.bin")])]
     for file in files:
         size = file.stat().st_size
         digest.update(f"{file.name}\0{size}\0".encode())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bumblecore_core.protocols import Logger
+from bumblecore_core.run.console import say
 from bumblecore_core.values import RunInfo, RunResult, StepEvent
 
 
@@ -41,8 +41,7 @@ class Loggers:
             except Exception as error:
                 self._alive.remove(entry)
                 where = traceback.extract_tb(error.__traceback__)[-1]
-                print(
+                say(
                     f"warning: BC060 logger '{entry[0]}' raised {type(error).__name__}: {error} "
-                    f"({where.filename}:{where.lineno}); it is dropped, training goes on.",
-                    file=sys.stderr,
+                    f"({where.filename}:{where.lineno}); it is dropped, training goes on."
                 )

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from bumblecore_core.errors import Problem, RunError
 from bumblecore_core.protocols import Engine
 from bumblecore_core.run.checkpoint.saver import VOTES, Saver
 from bumblecore_core.run.data.plan import MicroBatch, Window
 from bumblecore_core.run.loggers import Loggers
+from bumblecore_core.run.meter import Meter, Spent
 from bumblecore_core.run.metrics import WindowMetrics
 from bumblecore_core.run.progress import Progress
+from bumblecore_core.run.speed import Speed, peak_memory
 from bumblecore_core.values import Batch, StepEvent
 
 Micros = Iterator[tuple[MicroBatch, Batch]]
@@ -22,7 +25,8 @@ LONG_WINDOW = 5.0  # seconds; in longer windows signals are looked for after eac
 
 @dataclass(frozen=True, kw_only=True)
 class LoopOptions:
-    """`locate(row)` names a row of the training store as `file:line`, for errors."""
+    """`locate(row)` names a row of the training store as `file:line`, for errors. `speed`: what the utilization is told
+    against; None: it is not told."""
 
     total_steps: int
     logging_steps: int
@@ -30,6 +34,16 @@ class LoopOptions:
     average_tokens_across_devices: bool
     max_skipped_steps: int
     locate: Callable[[int], str]
+    speed: Speed | None = None
+
+
+@dataclass(kw_only=True)
+class _Tally:
+    """What this rank did in a window."""
+
+    tokens: int = 0
+    flops: float = 0.0
+    waited: float = 0.0
 
 
 def train(
@@ -44,44 +58,53 @@ def train(
 ) -> None:
     """Runs every window; raises `RunError` BC057 where losses stay non-finite or a window has nothing to learn, and
     `Stopped` where a signal ends the run: at the last boundary between steps everything is whole."""
-    started, window_seconds = time.perf_counter(), math.inf
+    meter = Meter(progress, peak_flops=options.speed.peak if options.speed else 0.0)
     saver.boundary()
     if evaluation is not None and progress.step and _evaluation_due(progress.step, options):
         _evaluate_once(engine, evaluation, loggers, progress, saver)
+    started, window_seconds = time.perf_counter(), math.inf
     for window, micros in windows:
         _refuse_empty(window, options)
         between = saver.check_interrupt if window_seconds > LONG_WINDOW else None
-        metrics, tokens = _accumulate(engine, window, micros, options, between)
-        not_finite = [0.0] * engine.world_size
-        not_finite[engine.rank] = float(not metrics.finite())
+        metrics, tally = _accumulate(engine, window, micros, options, between)
         elapsed = (time.perf_counter() - started) / engine.world_size
-        extra = [float(tokens), elapsed, *saver.votes(), *not_finite]
-        loss_sum, count, figures, (tokens_of_all, window_seconds, *sums) = metrics.reduce(engine, extra)
-        votes, not_finite = sums[:VOTES], sums[VOTES:]
+        mine = [float(not metrics.finite()), peak_memory(engine.device)]
+        extra = [float(tally.tokens), tally.flops, tally.waited, elapsed, *saver.votes(), *_in_place_of(engine, mine)]
+        loss_sum, count, figures, (tokens, flops, waited, window_seconds, *sums) = metrics.reduce(engine, extra)
+        votes, not_finite, memory = sums[:VOTES], sums[VOTES::2], sums[VOTES + 1 :: 2]
 
         rates = engine.learning_rates()
         result = engine.step(gradient_scale=_gradient_scale(window, count, not_finite, options))
         engine.advance_schedule(metric=None)
-        progress.count_window(window, int(tokens_of_all))
+        progress.count_window(window, int(tokens))
         _count_skips(progress, result.skipped, not_finite, window, engine.rank, options)
 
         seconds, started = time.perf_counter() - started, time.perf_counter()
-        figures = {"loss": loss_sum / count if count else math.nan, **figures, **_rate_figures(rates)}
-        figures["grad_norm"] = result.grad_norm
-        figures["tokens_per_second"] = tokens_of_all / seconds
-        figures["supervised_tokens_per_second"] = window.count / seconds
-        figures["steps_per_second"] = 1 / seconds
-        if progress.skipped:
-            figures["skipped_steps"] = float(progress.skipped)
-        progress.last.update(figures)
+        totals = {"tokens": float(progress.tokens), "skipped_steps": float(progress.skipped)}
+        held = {**_rate_figures(rates), **totals}
+        meter.add(
+            {"loss": loss_sum / count if count else math.nan, **held, "grad_norm": result.grad_norm, **figures},
+            latest=held.keys() | metrics.latest(),
+            spent=Spent(
+                seconds=seconds,
+                tokens=tokens,
+                supervised=window.count,
+                flops=flops,
+                waited=waited / engine.world_size,
+            ),
+            memory=max(memory),
+        )
         if progress.step % options.logging_steps == 0 or progress.step == options.total_steps:
-            _report(StepEvent(step=progress.step, epoch=progress.epoch, metrics=figures), loggers, progress)
+            found = meter.take()
+            progress.last.update(found)
+            _report(found, "train", loggers, progress)
+        reported = time.perf_counter()
         saver.boundary()
         saver.heed(votes)
         if evaluation is not None and _evaluation_due(progress.step, options):
             _evaluate_once(engine, evaluation, loggers, progress, saver)
-            started = time.perf_counter()
         saver.save_if_due(options.total_steps)
+        started += time.perf_counter() - reported  # evaluation and saving are no part of a step
 
 
 def evaluate(engine: Engine, micros: Micros, between: Callable[[], None] | None = None) -> dict[str, float]:
@@ -106,33 +129,44 @@ def _evaluate_once(
     engine.advance_schedule(metric=found["loss"])
     progress.evaluated, progress.evaluation_loss = progress.step, found["loss"]
     progress.last.update({f"eval_{name}": value for name, value in found.items()})
-    _report(StepEvent(step=progress.step, epoch=progress.epoch, metrics=found, split="eval"), loggers, progress)
+    _report(found, "eval", loggers, progress)
 
 
-def _report(event: StepEvent, loggers: Loggers, progress: Progress) -> None:
+def _report(metrics: dict[str, float], split: Literal["train", "eval"], loggers: Loggers, progress: Progress) -> None:
+    event = StepEvent(step=progress.step, epoch=progress.epoch, split=split, time=time.time(), metrics=metrics)
     progress.history.append(event)
     loggers.step(event)
 
 
 def _accumulate(
     engine: Engine, window: Window, micros: Micros, options: LoopOptions, between: Callable[[], None] | None
-) -> tuple[WindowMetrics, int]:
+) -> tuple[WindowMetrics, _Tally]:
     """Forward and backward of this rank's micro-batches; gradients end up as Σ ∇loss_sum ÷ the window's count."""
-    metrics, tokens = WindowMetrics(), 0
+    metrics, tally = WindowMetrics(), _Tally()
     if options.average_tokens_across_devices:
         scale = 1.0 / window.count
     else:
         scale = 1.0 / (max(1, window.rank_count(engine.rank)) * engine.world_size)
     last = len(window.micro_batches[engine.rank]) - 1
+    asked = time.perf_counter()
     for at, (micro, batch) in enumerate(micros):
+        tally.waited += time.perf_counter() - asked
         output = engine.forward_backward(
             batch=batch.to(engine.device), scale=scale if micro.counts else 0.0, last=at == last
         )
         metrics.add(output, counts=micro.counts)
-        tokens += batch.tokens if micro.counts else 0
+        if micro.counts:
+            tally.tokens += batch.tokens
+            tally.flops += options.speed.flops.of(batch) if options.speed else 0.0
         if between is not None and at != last:
             between()
-    return metrics, tokens
+        asked = time.perf_counter()
+    return metrics, tally
+
+
+def _in_place_of(engine: Engine, mine: Sequence[float]) -> list[float]:
+    """This rank's values at its own place among zeros: the sum over ranks then holds those of each, one by one."""
+    return [value * (rank == engine.rank) for rank in range(engine.world_size) for value in mine]
 
 
 def _gradient_scale(window: Window, count: float, not_finite: list[float], options: LoopOptions) -> float:

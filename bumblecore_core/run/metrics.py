@@ -28,6 +28,10 @@ class WindowMetrics:
         """Whether every counted loss on this rank is finite."""
         return all(math.isfinite(float(output.loss_sum)) for output, counts in self._outputs if counts)
 
+    def latest(self) -> set[str]:
+        """Names of the metrics that hold as they are last (`reduce="last"`), and are not averaged over steps."""
+        return {name for name, metric in self._outputs[0][0].metrics.items() if metric.reduce == "last"}
+
     def reduce(self, engine: Engine, extra: Sequence[float] = ()) -> tuple[float, float, dict[str, float], list[float]]:
         """(loss sum, count, metrics, extra summed over ranks), each over all ranks' micro-batches.
 

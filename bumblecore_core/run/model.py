@@ -12,6 +12,7 @@ import torch
 
 from bumblecore_core.errors import BumbleError, ConfigError, ModelError, Problem, one
 from bumblecore_core.run.weights import stored_dtype
+from bumblecore_core.toolkit.adapters import adapter_chain, fold_in
 from bumblecore_core.toolkit.json_files import require_json_object
 from bumblecore_core.toolkit.seeds import derive_seed
 
@@ -19,9 +20,11 @@ SHOWN_KEYS = 5
 
 
 def load_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
-    """The transformers config of `directory`. Raises `ModelError` BC064, such as for an unknown model type."""
+    """The transformers config of `directory`, or of the base of the adapter in it. Raises `ModelError` BC064, such as
+    for an unknown model type, and BC061 for an adapter whose base is not there."""
     from transformers import AutoConfig
 
+    directory, _ = adapter_chain(directory)
     require_json_object(directory / "config.json", "model.path")
     with _reported(directory / "config.json"):
         return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=trust_remote_code)
@@ -40,8 +43,9 @@ def build_model(
     """A causal language model on the CPU, in evaluation mode when loaded; the engine moves and casts it.
 
     `from_config`: random float32 weights from a stream of `seed`, which leaves the global generator as it was; else the
-    directory's own weights, in `dtype` or in one that loses nothing (`weights.stored_dtype`). `attention` is a name
-    that transformers knows (see `attention.select_attention`); it stays out of a saved config.json.
+    directory's own weights, in `dtype` or in one that loses nothing (`weights.stored_dtype`). Where `directory` holds
+    an adapter, its base is loaded and the adapter folded in, which wants float32. `attention` is a name that
+    transformers knows (see `attention.select_attention`); it stays out of a saved config.json.
 
     Raises `ModelError`: BC029 (a weight file is missing), BC030 (missing, unexpected or misshapen weights), BC064
     (anything else that keeps the model from loading), and `ConfigError` BC039 where the model has no gradient
@@ -54,7 +58,10 @@ def build_model(
             model = _from_config(config, directory, attention=attention, trust_remote_code=trust_remote_code)
     else:
         dtype = dtype or stored_dtype(directory)
-        model = _from_weights(config, directory, dtype, attention=attention, trust_remote_code=trust_remote_code)
+        base, adapters = adapter_chain(directory)
+        model = _from_weights(config, base, dtype, attention=attention, trust_remote_code=trust_remote_code)
+        for adapter in adapters:
+            model = fold_in(model, adapter)
     if gradient_checkpointing:
         _enable_checkpointing(model)
     return model

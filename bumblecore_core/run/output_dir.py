@@ -18,11 +18,11 @@ from bumblecore_core.run.checkpoint.manifest import Torn, faults, read_manifest
 from bumblecore_core.run.checkpoint.resume import NEVER
 from bumblecore_core.run.files import recover, write_text
 from bumblecore_core.run.lock import HARMLESS, RESHAPING, config_differences, numbers_hash
+from bumblecore_core.toolkit.history import HISTORY_FILE, INFO_FILE, LOCK_FILE, RUN_FILE
 
-RUN_FILE = "run.yaml"
-LOCK_FILE = "run.lock.json"
 HEADER = "# The resolved configuration of this run.\n"
-OURS = (RUN_FILE, LOCK_FILE, FINAL, "logs", "metrics.json")
+OURS = (RUN_FILE, LOCK_FILE, INFO_FILE, FINAL, "logs", HISTORY_FILE, "report.html")
+"""What tells of a run and must not outlive it when another begins anew. Other loggers look after their own files."""
 
 
 def require_writable(directory: Path) -> None:

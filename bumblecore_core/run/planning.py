@@ -8,8 +8,8 @@ from bumblecore_core.config.resolved import ResolvedRun
 from bumblecore_core.registry import PluginSwitches, Registry
 from bumblecore_core.run.assemble import attention_records, build_engine, prepare
 from bumblecore_core.run.attention import select_attention
-from bumblecore_core.run.execute import prepared_facts
 from bumblecore_core.run.facts import memory_facts, parameter_facts
+from bumblecore_core.run.info import prepared_facts
 from bumblecore_core.run.model import meta_model
 from bumblecore_core.values import RunInfo
 
@@ -40,6 +40,7 @@ def plan_run(resolved: ResolvedRun, registry: Registry, switches: PluginSwitches
             ],
             features=[("loss", resolved.loss.record.name), ("attention", "; ".join(attention)), *engine.features()],
             sample=prepared.stage.preview(example=prepared.store.example(int(prepared.rows[0]))),
+            smooth=resolved.stage.record.smooth,
         )
     finally:
         engine.close()

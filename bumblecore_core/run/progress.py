@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from bumblecore_core.run.data.plan import Window
+from bumblecore_core.toolkit.figures import depends_on_the_machine
 from bumblecore_core.values import StepEvent
-
-FIGURES_OF_THE_MACHINE = ("_per_second", "seconds")
 
 
 @dataclass(kw_only=True)
@@ -22,7 +21,8 @@ class Progress:
 
     `step`: optimizer steps; `tokens`: of all ranks; `evaluated`: the last step after which the evaluation ran, with its
     loss; `rows_digest`: SHA-256 chained over the rows of every window, in order; `last`: the newest figures by name
-    (evaluation's with an `eval_` prefix); `history`: every event that loggers were told.
+    (evaluation's with an `eval_` prefix); `history`: every event that loggers were told; `pending`: what `Meter` has
+    summed up since the last event, by figure as (total, steps).
     """
 
     step: int = 0
@@ -35,6 +35,7 @@ class Progress:
     rows_digest: str = ""
     last: dict[str, float] = field(default_factory=dict)
     history: list[StepEvent] = field(default_factory=list)
+    pending: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def count_window(self, window: Window, tokens: int) -> None:
         """Takes notice of an optimizer step."""
@@ -58,10 +59,17 @@ class Progress:
             "evaluated": self.evaluated,
             "evaluation_loss": self.evaluation_loss,
             "rows_digest": self.rows_digest,
+            "pending": {name: list(sums) for name, sums in self.pending.items()},
             "last": {name: value for name, value in self.last.items() if not depends_on_the_machine(name)},
         }
         events = [
-            {"step": event.step, "epoch": event.epoch, "split": event.split, "metrics": dict(event.metrics)}
+            {
+                "step": event.step,
+                "epoch": event.epoch,
+                "split": event.split,
+                "time": event.time,
+                "metrics": dict(event.metrics),
+            }
             for event in self.history
         ]
         return exact, events
@@ -69,9 +77,5 @@ class Progress:
     @staticmethod
     def from_state(exact: Mapping[str, Any], events: list[dict[str, Any]]) -> Progress:
         """What `to_state` took apart."""
-        return Progress(**exact, history=[StepEvent(**event) for event in events])
-
-
-def depends_on_the_machine(metric: str) -> bool:
-    """Whether a metric is a timing or a memory figure, which no two runs share."""
-    return metric.endswith(FIGURES_OF_THE_MACHINE) or metric.startswith(("peak_memory", "mfu", "data_wait"))
+        pending = {name: (float(total), int(steps)) for name, (total, steps) in exact["pending"].items()}
+        return Progress(**{**exact, "pending": pending}, history=[StepEvent(**event) for event in events])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bumblecore_core.errors import ModelError, Problem, one
+from bumblecore_core.toolkit.adapters import adapter_chain
 
 if TYPE_CHECKING:
     import torch
@@ -21,12 +22,15 @@ def stored_dtype(directory: Path) -> torch.dtype:
 
     The engine makes float32 masters from what was loaded. Loading a float32 checkpoint in the compute dtype would round
     them; loading a bf16 one in float32 would only take twice the memory. The config's own `dtype` is a claim that files
-    need not keep, so it is not asked.
+    need not keep, so it is not asked. An adapter is folded into its base in float32, which rounds nothing away.
 
     Raises `ModelError`: BC029 for a missing file, BC064 for a torn or corrupt one.
     """
     import torch
 
+    directory, adapters = adapter_chain(directory)
+    if adapters:
+        return torch.float32
     found: set[str] = set()
     for file in weight_files(directory):
         found |= _dtypes(file) if file.suffix == ".safetensors" else {"unknown"}

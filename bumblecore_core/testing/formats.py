@@ -8,12 +8,13 @@ from typing import Any, get_args
 
 from bumblecore_core.errors import CODES, RowError
 from bumblecore_core.records import DataFormatRecord
-from bumblecore_core.values import ChatSample, PreferenceSample, Sample, SampleKind, TextSample
+from bumblecore_core.values import ChatSample, FeedbackSample, PreferenceSample, Sample, SampleKind, TextSample
 
 KIND_OF_SAMPLE: Mapping[type[Any], SampleKind] = {
     TextSample: "text",
     ChatSample: "chat",
     PreferenceSample: "preference",
+    FeedbackSample: "feedback",
 }
 ROLES = ("system", "user", "assistant", "tool")
 STRANGE_ROWS: Sequence[dict[str, Any]] = ({}, {"zzz": 1}, {"zzz": None, "yyy": [{"zzz": 7}]})
@@ -25,7 +26,7 @@ def check_data_format(
 ) -> None:
     """Raises `AssertionError` unless a built data format keeps its contract on `rows`, which must be good rows of it:
 
-    - each row converts to a `TextSample`, `ChatSample` or `PreferenceSample`, twice alike, and is left as it was;
+    - each row converts to a sample of one of the four kinds, twice alike, and is left as it was;
     - with a field missing, null or a number, `convert` still converts or raises `RowError` with a known code and a
       field, and its message never holds a text of the row;
     - with `record`: `detect` says for each row the kind that it converts to, None for rows of quite other keys, and
@@ -57,6 +58,9 @@ def _check_sample(sample: Sample, where: str) -> None:
     parts = {"messages": sample.messages} if isinstance(sample, ChatSample) else {}
     if isinstance(sample, PreferenceSample):
         parts = {"prompt": sample.prompt, "chosen": sample.chosen, "rejected": sample.rejected}
+    if isinstance(sample, FeedbackSample):
+        parts = {"prompt": sample.prompt, "completion": sample.completion}
+        assert isinstance(sample.label, bool), f"{where}: label is a {type(sample.label).__name__}, not a boolean"
     for name, messages in parts.items():
         assert isinstance(messages, tuple), f"{where}: {name} is a {type(messages).__name__}, not a tuple"
         for index, message in enumerate(messages):

@@ -83,6 +83,7 @@ def check_preference_loss(
     generator = torch.Generator().manual_seed(seed)
     names = ["chosen", "rejected", "reference_chosen", "reference_rejected"]
     values = {name: -10 * torch.rand(pairs, generator=generator) for name in names}
+    tokens = {name: torch.randint(1, 20, (pairs,), generator=generator) for name in ("chosen", "rejected")}
     cut = pairs // 3
 
     def run(start: int, stop: int, factor: float = 1.0) -> tuple[StepOutput, torch.Tensor]:
@@ -90,6 +91,7 @@ def check_preference_loss(
         chosen = values["chosen"][start:stop].clone().requires_grad_()
         rejected = values["rejected"][start:stop].clone().requires_grad_()
         parts |= {"chosen": chosen, "rejected": rejected}
+        parts |= {f"{name}_lengths": lengths[start:stop] for name, lengths in tokens.items()}
         if not reference:
             parts |= {"reference_chosen": None, "reference_rejected": None}
         output = loss(**parts)
@@ -106,6 +108,44 @@ def check_preference_loss(
     _close(run(0, pairs, factor=0.25)[1], gradient * 0.25, tolerance, "gradients for 0.25 × the sum")
     empty, _ = run(0, 0)
     _none_sums_to_zero(empty, "pair")
+
+
+def check_feedback_loss(
+    loss: Any, *, rows: int = 6, reference: bool = True, seed: int = 0, tolerance: float = 1e-4
+) -> None:
+    """Raises `AssertionError` unless a built feedback loss keeps its contract on random float32 log-probabilities: a
+    scalar float32 sum with the number of rows as count; sum, additive metrics and gradients of two parts, of which the
+    first has desirable rows alone, add up to the whole for the same `kl`; no row gives 0. `reference`: whether it is
+    given the reference's log-probabilities, or None for them."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    values, beside = (-10 * torch.rand(rows, generator=generator) for _ in range(2))
+    cut = max(1, rows // 3)
+    desirable = (torch.arange(rows) < cut) | (torch.arange(rows) % 2 == 0)
+
+    def run(start: int, stop: int, factor: float = 1.0) -> tuple[StepOutput, torch.Tensor]:
+        completion = values[start:stop].clone().requires_grad_()
+        output = loss(
+            completion=completion,
+            reference=beside[start:stop].clone() if reference else None,
+            desirable=desirable[start:stop].clone(),
+            kl=torch.tensor(0.5),
+        )
+        _check_output(output, stop - start)
+        assert output.loss_sum.requires_grad, "loss_sum carries no gradient"
+        (output.loss_sum * factor).backward()
+        return output, _gradient(completion)
+
+    whole, gradient = run(0, rows)
+    first, gradient_first = run(0, cut)
+    second, gradient_second = run(cut, rows)
+    _check_additive(whole, first, second, tolerance)
+    _close(torch.cat([gradient_first, gradient_second]), gradient, tolerance, "gradients, part by part")
+    _close(run(0, rows, factor=0.25)[1], gradient * 0.25, tolerance, "gradients for 0.25 × the sum")
+    assert gradient.abs().max() > 0, "all gradients are 0"
+    empty, _ = run(0, 0)
+    _none_sums_to_zero(empty, "row")
 
 
 def _check_output(output: Any, count: int) -> None:

@@ -75,18 +75,22 @@ class ChatEncoder:
         self._added = frozenset(tokenizer.added_tokens_decoder)
         self._tails: dict[str, list[int]] = {}
 
-    def __call__(self, samples: Sequence[ChatSample]) -> list[EncodedChat | Dropped | RowError]:
-        """One entry per sample: tokens and spans, or why there are none (BC015, BC020, BC023, BC024, BC066)."""
-        rendered = [self._render(sample) for sample in samples]
+    def __call__(
+        self, samples: Sequence[ChatSample], first: Sequence[int] | None = None
+    ) -> list[EncodedChat | Dropped | RowError]:
+        """One entry per sample: tokens and spans, or why there are none (BC015, BC020, BC023, BC024, BC066). `first`:
+        for each sample the index of the message from which on assistant turns are trained."""
+        begin = [0] * len(samples) if first is None else first
+        rendered = [self._render(sample, at) for sample, at in zip(samples, begin, strict=True)]
         encoded = iter(self._encode([entry.text for entry in rendered if isinstance(entry, _Rendered)]))
         return [self._align(entry, next(encoded)) if isinstance(entry, _Rendered) else entry for entry in rendered]
 
     # Characters
 
-    def _render(self, sample: ChatSample) -> _Rendered | Dropped | RowError:
+    def _render(self, sample: ChatSample, first: int) -> _Rendered | Dropped | RowError:
         messages = [{key: value for key, value in message.items() if value is not None} for message in sample.messages]
         tools = list(sample.tools) if sample.tools else None
-        runs = list(_assistant_runs(messages))
+        runs = [run for run in _assistant_runs(messages) if run.start >= first]
         if self.train_on == "last":
             runs = runs[-1:]
         if not runs:
@@ -109,7 +113,7 @@ class ChatEncoder:
 
     def _marked(self, messages: list[Message], tools: Any, runs: list[range]) -> _Rendered:
         text, spans = self._template.render_marks(messages, tools)
-        if self.train_on == "last" and runs[0].start > 0:
+        if any("role" in m and m["role"] == "assistant" for m in messages[: runs[0].start]):
             spans = spans[len(self._template.render_marks(messages[: runs[0].start], tools)[1]) :]
         replies = [f"messages[{index}]" for run in runs for index in run]
         fields = replies if len(replies) == len(spans) else ["messages"] * len(spans)

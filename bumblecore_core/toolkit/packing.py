@@ -16,15 +16,18 @@ def pack(
     rows: Sequence[int],
     count: int,
     extras: Mapping[str, np.ndarray] | None = None,
+    shared_prefixes: Sequence[int] = (),
 ) -> Batch:
     """The micro-batch of D documents, each a (n,) integer array with n ≥ 1, T tokens together, on the CPU.
 
-    `input_ids` (1, T) int64; `position_ids` (1, T) int64, restarting at 0 with each document; `cu_seqlens` (D + 1,)
-    int32; `extras` become tensors of their own dtype. `rows` and `count` are taken over as they are.
+    `input_ids` (1, T) int64; `position_ids` (1, T) int64, restarting with each document at 0, or behind its shared
+    prefix (see `Batch`); `cu_seqlens` (D + 1,) int32; `extras` become tensors of their own dtype. `rows` and `count`
+    are taken over as they are.
     """
     lengths = np.fromiter((len(document) for document in documents), dtype=np.int64, count=len(documents))
     starts = offsets(lengths)
-    position_ids = np.arange(starts[-1], dtype=np.int64) - np.repeat(starts[:-1], lengths)
+    origins = starts[:-1] - np.asarray(shared_prefixes or [0] * len(documents), dtype=np.int64)
+    position_ids = np.arange(starts[-1], dtype=np.int64) - np.repeat(origins, lengths)
     return Batch(
         input_ids=torch.from_numpy(np.concatenate(documents).astype(np.int64))[None],
         position_ids=torch.from_numpy(position_ids)[None],
@@ -33,7 +36,34 @@ def pack(
         rows=tuple(int(row) for row in rows),
         count=count,
         extras={name: torch.from_numpy(values) for name, values in (extras or {}).items()},
+        shared_prefixes=tuple(shared_prefixes) if any(shared_prefixes) else (),
     )
+
+
+def unshared(batch: Batch) -> tuple[Batch, torch.Tensor]:
+    """The same documents with every shared prefix repeated before the document that shares it; and (T,) int64: where
+    each token of `batch` is in it. Its `rows`, `count` and extras are left out."""
+    sources: list[torch.Tensor] = []
+    places: list[torch.Tensor] = []
+    lengths: list[int] = []
+    start = placed = 0
+    for at, (length, shared) in enumerate(zip(batch.document_lengths, batch.shared_prefixes, strict=True)):
+        before = start - batch.document_lengths[at - 1] if shared else start
+        sources += [torch.arange(before, before + shared), torch.arange(start, start + length)]
+        places.append(torch.arange(placed + shared, placed + shared + length))
+        lengths.append(shared + length)
+        start, placed = start + length, placed + shared + length
+    device = batch.input_ids.device
+    source = torch.cat(sources).to(device)
+    expanded = Batch(
+        input_ids=batch.input_ids[:, source],
+        position_ids=torch.cat([torch.arange(length) for length in lengths])[None].to(device),
+        cu_seqlens=torch.tensor([0, *lengths]).cumsum(0).to(torch.int32).to(device),
+        document_lengths=tuple(lengths),
+        rows=(),
+        count=0,
+    )
+    return expanded, torch.cat(places).to(device)
 
 
 def offsets(lengths: np.ndarray) -> np.ndarray:

@@ -9,8 +9,6 @@ states beside two different neighbours. What cannot be described falls back to t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +16,14 @@ import torch
 from torch.nn import functional
 
 from bumblecore_core.errors import ModelError, one
+from bumblecore_core.toolkit.packing import unshared
+from bumblecore_core.toolkit.probes import PROBE_LENGTHS, close, probe_batch, undisturbed
 from bumblecore_core.values import Batch
 
 MULTIPLIERS = ("logit_scale", "lm_head_multiplier")
 DIVISORS = ("logits_scaling",)
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap")
-PROBE_LENGTHS = (7, 5)
+DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
 MODULE_CALL_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -55,8 +55,11 @@ class Policy:
     """A causal language model that yields (hidden, head) at chosen positions of a padding-free batch.
 
     It holds the inner model only by reference; the module that an engine wraps is elsewhere. `features` are (feature,
-    what was decided) lines for the start summary.
+    what was decided) lines for the start summary. `shares_prefixes`: whether the model computes a shared prefix once
+    (see `Batch`); where it does not, it is repeated here, which changes no number.
     """
+
+    shares_prefixes = False
 
     def __init__(self, model: torch.nn.Module, *, single_document: bool = False) -> None:
         self.model = model
@@ -84,11 +87,17 @@ class Policy:
     def _hidden(self, batch: Batch) -> torch.Tensor:
         """(T, H): the backbone's last hidden state."""
         assert self._backbone is not None
+        if batch.shared_prefixes and not self.shares_prefixes:
+            expanded, places = unshared(batch)
+            return self._hidden(expanded).index_select(0, places)
         output = self._backbone(**_inputs(batch))
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
 
     def _logits_at(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
+        if batch.shared_prefixes and not self.shares_prefixes:
+            batch, places = unshared(batch)
+            positions = places.index_select(0, positions)
         if self._keeps_logits:
             kept: torch.Tensor = self.model(**_inputs(batch), logits_to_keep=positions).logits[0]
             if kept.shape[0] == positions.shape[0]:
@@ -114,24 +123,30 @@ class Policy:
         return Head(weight=linear.weight, bias=linear.bias, scale=scale, soft_cap=caps[0] if caps else None)
 
 
-def make_policy(model: torch.nn.Module, *, single_document: bool = False) -> Policy:
+def make_policy(model: torch.nn.Module, *, single_document: bool = False, share_prefixes: bool = False) -> Policy:
     """The verified policy of a transformers causal language model (PEFT-wrapped ones too), on its final device.
 
     A few tiny forward passes in evaluation mode decide: hidden states that depend on a neighbouring document raise
     ModelError (BC065), unless `single_document` promises that every micro-batch holds one document; a head that does
-    not reproduce the model's own logits is replaced by these logits. Random state and training mode stay as they were.
+    not reproduce the model's own logits is replaced by these logits. With `share_prefixes` a shared prefix is computed
+    once where the model then gives what it gives for the repeated one. Random state and training mode stay as they
+    were.
     """
     policy = Policy(model, single_document=single_document)
-    with _undisturbed(model):
+    with undisturbed(model):
         if not single_document:
             _check_isolation(policy)
         why = "it has no backbone of its own" if policy._backbone is None else _head_mismatch(policy)
+        against = _against_sharing(policy) if share_prefixes else None
     policy._own_logits = why is not None
     if why is None:
         policy.features.append(("head", "on supervised positions only, read as data from the model"))
     else:
         kept = "at supervised positions" if policy._keeps_logits else "at all positions"
         policy.features.append(("head", f"the model's own logits {kept}: {why}"))
+    if share_prefixes:
+        policy.shares_prefixes = against is None
+        policy.features.append(("shared prefixes", f"repeated: {against}" if against else "computed once"))
     if single_document:
         policy.features.append(("documents", "one per micro-batch"))
     return policy
@@ -142,11 +157,11 @@ def _head_mismatch(policy: Policy) -> str | None:
     head = policy._read_head()
     if isinstance(head, str):
         return head
-    probe = _probe_batch(policy, PROBE_LENGTHS[:1])
+    probe = probe_batch(policy._inner, PROBE_LENGTHS[:1])
     hidden = policy._hidden(probe)
     own = policy.model(**_inputs(probe)).logits[0]
     same = head.weight is not None and hidden.shape[-1] == head.weight.shape[-1]
-    if not same or not _close(head.logits(hidden), own):
+    if not same or not close(head.logits(hidden), own):
         return "its logits differ from what its configuration says of them"
     return None
 
@@ -159,12 +174,31 @@ def _check_isolation(policy: Policy) -> None:
     first, second = PROBE_LENGTHS
     outputs = []
     for shift in (0, 1):
-        outputs.append(_outputs(policy, _probe_batch(policy, PROBE_LENGTHS, shift=shift))[first:])
-    alone = _outputs(policy, _probe_batch(policy, (second,), skip=first))
-    if not _close(outputs[0], outputs[1], ulps=4.0):
+        outputs.append(_outputs(policy, probe_batch(policy._inner, PROBE_LENGTHS, shift=shift))[first:])
+    alone = _outputs(policy, probe_batch(policy._inner, (second,), skip=first))
+    if not close(outputs[0], outputs[1], ulps=4.0):
         raise _leak("a document's hidden states change with the document before it", policy._inner)
-    if not _close(outputs[0], alone):
+    if not close(outputs[0], alone):
         raise _leak("a document's hidden states differ from those that it has alone", policy._inner)
+
+
+def _against_sharing(policy: Policy) -> str | None:
+    """Why a prefix cannot be computed once for two documents, or None where it can."""
+    if next(policy.model.parameters()).is_cuda:
+        return "on a GPU all documents go through one kernel, which takes none"
+    if any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in policy.model.modules()):
+        return "dropout would be the same for both documents"
+    if any(value for name, value in policy._inner.config.get_text_config().to_dict().items() if name in DROPOUTS):
+        return "attention dropout would be the same for both documents"
+    shared = probe_batch(policy._inner, PROBE_LENGTHS, shared=(0, PROBE_LENGTHS[0] - 2))
+    expanded, places = unshared(shared)
+    alone = _outputs(policy, expanded).index_select(0, places)
+    policy.shares_prefixes = True
+    try:
+        together = _outputs(policy, shared)
+    finally:
+        policy.shares_prefixes = False
+    return None if close(together, alone) else "this attention keeps documents apart"
 
 
 def _outputs(policy: Policy, batch: Batch) -> torch.Tensor:
@@ -173,23 +207,6 @@ def _outputs(policy: Policy, batch: Batch) -> torch.Tensor:
         return policy._hidden(batch)
     logits: torch.Tensor = policy.model(**_inputs(batch)).logits[0]
     return logits
-
-
-def _probe_batch(policy: Policy, lengths: tuple[int, ...], *, shift: int = 0, skip: int = 0) -> Batch:
-    """Documents of fixed token ids (no random numbers are drawn); `shift` changes those of the first one."""
-    vocabulary = policy._inner.get_input_embeddings().weight.shape[0]
-    device = policy._inner.get_input_embeddings().weight.device
-    places = torch.arange(skip, skip + sum(lengths), device=device)
-    ids = places * 7 + 3 + torch.where(places < PROBE_LENGTHS[0], shift, 0)
-    starts = torch.tensor([0, *lengths]).cumsum(0)
-    return Batch(
-        input_ids=(ids % vocabulary)[None],
-        position_ids=torch.cat([torch.arange(length, device=device) for length in lengths])[None],
-        cu_seqlens=starts.to(torch.int32).to(device),
-        document_lengths=lengths,
-        rows=tuple(range(len(lengths))),
-        count=0,
-    )
 
 
 def _inputs(batch: Batch) -> dict[str, Any]:
@@ -203,21 +220,8 @@ def _inputs(batch: Batch) -> dict[str, Any]:
         "max_length_q": batch.max_seqlen,
         "max_length_k": batch.max_seqlen,
         "document_lengths": batch.document_lengths,
+        **({"shared_prefixes": batch.shared_prefixes} if batch.shared_prefixes else {}),
     }
-
-
-@contextmanager
-def _undisturbed(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; random state and every module's own mode are restored."""
-    modes = [(module, module.training) for module in model.modules()]
-    devices = sorted({parameter.device.index or 0 for parameter in model.parameters() if parameter.is_cuda})
-    model.eval()
-    try:
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _without_adapter(model: torch.nn.Module) -> torch.nn.Module:
@@ -240,15 +244,6 @@ def _backbone_of(inner: Any) -> torch.nn.Module | None:
 def _number(config: Any, name: str) -> float | None:
     value = getattr(config, name, None)
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
-
-def _close(left: torch.Tensor, right: torch.Tensor, *, ulps: float = 12.0) -> bool:
-    """Equal up to `ulps` roundings of the coarser dtype, relative to the largest magnitude (12 in bf16 is 9 %)."""
-    if left.shape != right.shape:
-        return False
-    coarser = max(torch.finfo(left.dtype).eps, torch.finfo(right.dtype).eps, 1e-6)
-    left, right = left.float(), right.float()
-    return bool((left - right).abs().max() <= ulps * coarser * right.abs().max())
 
 
 def _leak(problem: str, inner: Any) -> Exception:

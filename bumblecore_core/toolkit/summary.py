@@ -15,7 +15,7 @@ def summary_lines(info: RunInfo, *, config: bool = True) -> list[str]:
     """The resolved parameters, the facts, the features, and one example with its trained part between ⟦ and ⟧."""
     lines = []
     if config:
-        lines += ["parameters", *(f"  {key}: {value}" for key, value in _flat(info.config))]
+        lines += ["parameters", *(f"  {key}: {as_text(value)}" for key, value in flat_config(info.config))]
     lines += ["data and steps", *_table(info.facts)]
     lines += ["features", *_table(info.features)]
     if info.sample:
@@ -28,18 +28,25 @@ def _table(pairs: Sequence[tuple[str, str]]) -> list[str]:
     return [f"  {name:<{width}}  {value}" for name, value in pairs]
 
 
-def _flat(config: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:
-    lines: list[tuple[str, str]] = []
+def flat_config(config: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:
+    """(dotted key, value) pairs of a resolved config. Sections and lists of sections are taken apart
+    (`loggers.0.name`); any other list is a value."""
+    lines: list[tuple[str, Any]] = []
     for key, value in config.items():
         name = f"{path}.{key}" if path else key
         if isinstance(value, Mapping):
-            lines += _flat(value, name)
+            lines += flat_config(value, name)
         elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
             for at, item in enumerate(value):
-                lines += _flat(item, f"{name}.{at}")
+                lines += flat_config(item, f"{name}.{at}")
         else:
-            lines.append((name, "null" if value is None else str(value)))
+            lines.append((name, value))
     return lines
+
+
+def as_text(value: Any) -> str:
+    """A value of `flat_config` as people read it."""
+    return "null" if value is None else str(value)
 
 
 def _sample(segments: Sequence[tuple[str, bool]]) -> list[str]:

@@ -11,30 +11,32 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from bumblecore_core.errors import BumbleError, ModelError, did_you_mean, one
+from bumblecore_core.toolkit.adapters import is_adapter
 from bumblecore_core.toolkit.json_files import require_json_object
 
 TEMPLATE_KEY = "model.chat_template"
 
 
-def resolve_model_dir(path: str | Path) -> Path:
-    """The directory of a model: `path` itself where its config.json lies, or `final/` of a run's output directory.
+def resolve_model_dir(path: str | Path, *, field: str = "model.path") -> Path:
+    """The directory of a model or of an adapter: `path` itself where its config.json or adapter_config.json lies, or
+    `final/` of a run's output directory.
 
     A path to a config.json stands for its directory. Raises `ModelError` BC061 (no such path, with the nearest name
-    beside it) or BC064 (a directory without a model).
+    beside it) or BC064 (a directory without a model). `field`: the config key that holds the path.
     """
     directory = Path(path).expanduser()
     if directory.name == "config.json" and os.path.isfile(directory):
         return directory.parent
     if not os.path.isdir(directory):  # unlike Path.is_dir, false for a name that is too long
-        raise _missing(directory, "model.path", "a directory")
+        raise _missing(directory, field, "a directory")
     for candidate in (directory, directory / "final"):
-        if (candidate / "config.json").is_file():
+        if (candidate / "config.json").is_file() or is_adapter(candidate):
             return candidate
     if (directory / "run.yaml").exists():
         problem, fix = "this run has saved no final model", "let the run finish, with checkpoint.save_last: true"
     else:
         problem, fix = "no config.json here, nor in final/", "name a model directory or a finished run's output_dir"
-    raise one(ModelError, "BC064", problem, fix, place=str(directory), field="model.path")
+    raise one(ModelError, "BC064", problem, fix, place=str(directory), field=field)
 
 
 def load_tokenizer(path: str | Path, *, chat_template: str | None = None, trust_remote_code: bool = False) -> Any:

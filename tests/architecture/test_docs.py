@@ -77,10 +77,10 @@ def generate():
 
 
 def test_a_marked_block_is_filled_and_nothing_else_is_touched(generate):
-    text = f"before\n{generate.START}\nold\n{generate.END}\nafter\n"
-    once = generate.filled(text, "new")
-    assert once == f"before\n{generate.START}\nnew\n{generate.END}\nafter\n"
-    assert generate.filled(once, "new") == once
+    text = "before\n<!-- x:start -->\nold\n<!-- x:end -->\nafter\n<!-- y:start -->\nkept\n<!-- y:end -->\n"
+    once = generate.filled(text, "x", "new")
+    assert once == text.replace("old", "new")
+    assert generate.filled(once, "x", "new") == once
 
 
 def test_stale_pages_are_found_and_written(generate, tmp_path, monkeypatch, capsys):

@@ -13,22 +13,25 @@ from bumblecore_core import (
     AttentionFunctions,
     ChatSample,
     EngineContext,
+    FeedbackSample,
     ParameterGroup,
     PreferenceSample,
     StageContext,
     TextSample,
     TokenExample,
 )
-from bumblecore_core.protocols import Engine
+from bumblecore_core.protocols import Adapter, Engine
 from bumblecore_core.records import RECORDS
 from bumblecore_core.registry import PluginSwitches, load_registry
 from bumblecore_core.testing import (
     check_data_format,
+    check_feedback_loss,
     check_logger,
     check_preference_loss,
     check_record,
     check_token_loss,
 )
+from tiny_models import make_model
 from workbench import make_tokenizer, sentence
 
 REGISTRY = load_registry(PluginSwitches(builtins_only=True))
@@ -38,12 +41,14 @@ ROWS = {
     "alpaca": [
         {"instruction": "Say something.", "input": "", "output": "Something."},
         {"instruction": "Add these.", "input": "1 and 2", "output": "They make 3.", "system": "Be brief and kind."},
+        {"instruction": "Say something.", "input": "", "output": "No, never.", "kto_tag": False},
     ],
     "sharegpt": [
         {"conversations": [{"from": "human", "value": "Good morning"}, {"from": "gpt", "value": "Good morning to you"}]}
     ],
     "openai": [
-        {"messages": [{"role": "user", "content": "Good morning"}, {"role": "assistant", "content": "And to you"}]}
+        {"messages": [{"role": "user", "content": "Good morning"}, {"role": "assistant", "content": "And to you"}]},
+        {"prompt": "Good morning", "completion": "Good morning to you", "label": True},
     ],
 }
 """Good rows of each built-in data format; a new format needs its line."""
@@ -74,8 +79,13 @@ def test_records_are_valid_and_say_what_they_are(cls):
 
 @pytest.mark.parametrize("record", records("losses"))
 def test_losses(record):
-    check = check_token_loss if record.loss_kind == "token" else check_preference_loss
-    check(record.build(options=with_defaults(record)))
+    loss = record.build(options=with_defaults(record))
+    if record.loss_kind == "token":
+        check_token_loss(loss)
+    elif record.loss_kind == "preference":
+        check_preference_loss(loss, reference=record.needs_reference)
+    else:
+        check_feedback_loss(loss, reference=record.needs_reference)
 
 
 @pytest.mark.parametrize("record", records("loggers"))
@@ -167,6 +177,37 @@ def test_engines_have_the_protocols_methods(record):
         engine.close()
 
 
+@pytest.mark.parametrize("record", records("adapters"))
+def test_adapters(record, tmp_path):
+    make_model("qwen3").save_pretrained(tmp_path / "base")
+    adapter = record.build(options=with_defaults(record))
+    for name, method in inspect.getmembers(Adapter, inspect.isfunction):
+        if not name.startswith("_"):
+            wanted = list(inspect.signature(method).parameters)[1:]
+            assert list(inspect.signature(getattr(adapter, name)).parameters) == wanted, name
+    model = adapter.wrap(model=make_model("qwen3"), base=tmp_path / "base", checkpoint=None)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert 0 < sum(p.numel() for p in trained.values()) < sum(p.numel() for p in model.parameters()) / 2
+    assert all(adapter.lr_scale(name=name) > 0 and adapter.saves(name=name) for name in trained)
+    words, warnings = adapter.describe(model=model)
+    assert words
+    assert not warnings
+    ids = torch.arange(3, 12)[None]
+    with torch.no_grad():
+        for parameter in trained.values():
+            parameter += 0.1
+        changed = model(input_ids=ids).logits
+        with adapter.base_policy(model=model):
+            base = model(input_ids=ids).logits
+        torch.testing.assert_close(base, make_model("qwen3")(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+        state = {name: tensor for name, tensor in model.state_dict().items() if adapter.saves(name=name)}
+        adapter.save(model=model, state=state, directory=tmp_path)
+        again = record.build(options=with_defaults(record))
+        other = again.wrap(model=make_model("qwen3"), base=tmp_path / "base", checkpoint=tmp_path)
+        assert torch.equal(other(input_ids=ids).logits, changed)
+        torch.testing.assert_close(adapter.merge(model=model)(input_ids=ids).logits, changed, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("record", records("commands"))
 def test_commands(record):
     command = record.load()
@@ -186,6 +227,14 @@ SAMPLES = {
             prompt=messages(sentence(seed, 3)),
             chosen=({"role": "assistant", "content": sentence(seed, 4)},),
             rejected=({"role": "assistant", "content": sentence(seed + 9, 6)},),
+        )
+        for seed in range(3)
+    ],
+    "feedback": [
+        FeedbackSample(
+            prompt=messages(sentence(seed, 3)),
+            completion=({"role": "assistant", "content": sentence(seed, 4 + seed)},),
+            label=seed != 1,
         )
         for seed in range(3)
     ],
@@ -220,8 +269,9 @@ def test_stages(record, tokenizer):
     assert batch.count == sum(counts)
     assert batch.input_ids.shape == batch.position_ids.shape == (1, sum(batch.document_lengths))
     assert batch.cu_seqlens.tolist() == [0, *np.cumsum(batch.document_lengths).tolist()]
-    for start in batch.cu_seqlens[:-1].tolist():
-        assert batch.position_ids[0, start] == 0
+    shared = batch.shared_prefixes or (0,) * len(batch.document_lengths)
+    for start, prefix in zip(batch.cu_seqlens[:-1].tolist(), shared, strict=True):
+        assert batch.position_ids[0, start] == prefix
     assert sum(example.length for example in examples) == batch.tokens
     for arrays in columns:
         segments = stage.preview(example=arrays)

@@ -99,7 +99,7 @@ def make_registry() -> Registry:
         records.DataFormatRecord(name="text", summary="Text.", build=_build, detect=lambda row: None),
         records.AttentionRecord(name="varlen", summary="SDPA.", load=_build, unsupported=_build),
     ]
-    loggers = ("progress", "log_file", "metrics_json", "tensorboard")
+    loggers = ("progress", "log_file", "metrics_json", "tensorboard", "loss_plot")
     make += [records.LoggerRecord(name=name, summary=f"{name}.", build=_build) for name in loggers]
     return Registry([Provided(record, INFO) for record in make], [INFO])
 

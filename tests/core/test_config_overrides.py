@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from config_records import MINIMAL, brief
 
+from bumblecore_core.config.schema import DEFAULT_LOGGERS
+
 
 def test_an_override_replaces_a_choice(load):
     run = load(MINIMAL + "loss: {name: causal_lm, z_loss: 0.1}\n", "loss=causal_lm_naive")
@@ -28,9 +30,9 @@ def test_null_switches_off(load):
 
 def test_list_items_can_be_changed_and_appended(load):
     run = load(
-        MINIMAL, "loggers.0=tensorboard", "loggers.3=progress", "data.path.1=more.jsonl", "data.path.0.path=x.json"
+        MINIMAL, "loggers.0=tensorboard", "loggers.5=progress", "data.path.1=more.jsonl", "data.path.0.path=x.json"
     )
-    assert [logger.name for logger in run.loggers] == ["tensorboard", "log_file", "metrics_json", "progress"]
+    assert [logger.name for logger in run.loggers] == ["tensorboard", *DEFAULT_LOGGERS[1:], "progress"]
     assert [file.path for file in run.config.data.path] == ["x.json", "more.jsonl"]
     assert run.origins["loggers.1.name"] == "default"
 

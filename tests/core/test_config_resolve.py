@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from config_records import MINIMAL, Colour
 
+from bumblecore_core.config.schema import DEFAULT_LOGGERS
 from bumblecore_core.config.shape import CHOICES, sections
 from bumblecore_core.config.yaml import dump
 
@@ -23,7 +24,7 @@ def test_the_defaults(load):
     assert run.data_format is None
     assert run.formats == (None,)
     assert run.eval_formats == ()
-    assert [logger.name for logger in run.loggers] == ["progress", "log_file", "metrics_json"]
+    assert [logger.name for logger in run.loggers] == list(DEFAULT_LOGGERS)
     assert run.optimizer.options.lr == 1e-3
     assert run.path == Path("run.yaml")
 

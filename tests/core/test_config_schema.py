@@ -14,6 +14,7 @@ from pydantic import ConfigDict
 from bumblecore_core.config.json_schema import config_schema
 from bumblecore_core.config.reference import reference_markdown
 from bumblecore_core.config.resolve import load_run
+from bumblecore_core.config.schema import DEFAULT_LOGGERS
 from bumblecore_core.config.shape import CHOICES, sections
 from bumblecore_core.config.yaml import dump, parse
 from bumblecore_core.errors import BumbleError, PluginError
@@ -188,4 +189,4 @@ def test_the_reference_names_every_key_plugin_and_option():
             assert all(f"| `{option}` |" in text for option in item.record.options.model_fields)
     widths = {len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")}
     assert widths == {5}
-    assert "`[progress, log_file, metrics_json]`" in text
+    assert f"`[{', '.join(DEFAULT_LOGGERS)}]`" in text

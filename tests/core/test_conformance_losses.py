@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from bumblecore_core import Metric, StepOutput
-from bumblecore_core.testing import check_preference_loss, check_token_loss
+from bumblecore_core.testing import check_feedback_loss, check_preference_loss, check_token_loss
 
 
 def good_loss(*, hidden, head, targets):
@@ -122,7 +122,7 @@ def test_a_bad_token_loss(loss, says):
         check_token_loss(loss)
 
 
-def preference(*, chosen, rejected, reference_chosen, reference_rejected):
+def preference(*, chosen, rejected, reference_chosen, reference_rejected, chosen_lengths, rejected_lengths):
     margin = chosen - rejected
     if reference_chosen is not None:
         margin = margin - (reference_chosen - reference_rejected)
@@ -141,3 +141,34 @@ def test_a_preference_loss_that_averages():
 
     with pytest.raises(AssertionError, match="is it a mean"):
         check_preference_loss(averaged)
+
+
+def feedback(*, completion, reference, desirable, kl):
+    ratios = completion if reference is None else completion - reference
+    sign = torch.where(desirable, 1.0, -1.0)
+    metrics = {"chosen": Metric(total=(ratios.detach() * desirable).sum(), weight=desirable.sum())}
+    return StepOutput(loss_sum=-functional.logsigmoid(sign * (ratios - kl)).sum(), count=len(ratios), metrics=metrics)
+
+
+@pytest.mark.parametrize("reference", [True, False])
+def test_a_good_feedback_loss(reference):
+    check_feedback_loss(feedback, reference=reference)
+
+
+def test_a_feedback_loss_that_averages_each_label():
+    def averaged(*, desirable, **inputs):
+        output = feedback(desirable=desirable, **inputs)
+        return StepOutput(loss_sum=output.loss_sum / desirable.sum().clamp(min=1), count=output.count)
+
+    with pytest.raises(AssertionError, match="is it a mean"):
+        check_feedback_loss(averaged)
+
+
+def test_a_feedback_loss_whose_figures_are_nan_without_a_label():
+    def of_no_rows(*, desirable, **inputs):
+        output = feedback(desirable=desirable, **inputs)
+        output.metrics["rejected"] = Metric(total=inputs["completion"].detach()[~desirable].mean())
+        return output
+
+    with pytest.raises(AssertionError, match="metric 'rejected' of 2 items is nan"):
+        check_feedback_loss(of_no_rows)

@@ -48,7 +48,9 @@ def settings_of(bench: Path, stage: str, packing: bool, name: str, **train) -> d
     return settings
 
 
-def trained(settings: dict, path: Path, *launch: str) -> tuple[list[float], dict[str, torch.Tensor]]:
+def trained(
+    settings: dict, path: Path, *launch: str, file: str = "model.safetensors"
+) -> tuple[list[float], dict[str, torch.Tensor]]:
     """(losses, weights) of `bumble run`, in this process or under a launcher."""
     config = write_config(path, **settings)
     if launch:
@@ -62,7 +64,7 @@ def trained(settings: dict, path: Path, *launch: str) -> tuple[list[float], dict
         assert ended.value.code in (0, None)
     output = Path(settings["output_dir"])
     history = json.loads((output / "metrics.json").read_text())
-    return [entry["loss"] for entry in history], load_file(output / "final" / "model.safetensors")
+    return [entry["loss"] for entry in history], load_file(output / "final" / file)
 
 
 def naive(settings: dict, path: Path) -> tuple[list[float], dict[str, torch.Tensor]]:

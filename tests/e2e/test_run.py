@@ -53,7 +53,8 @@ def history(directory: Path) -> list[dict]:
 def test_the_output_directory_holds_what_was_promised(bench, pretrained):
     output = bench / "pretrain"
     assert pretrained[1] == 0
-    promised = {"final", "logs", "metrics.json", "run.yaml", "run.lock.json"}
+    promised = {"final", "logs", "metrics.json", "run.yaml", "run.lock.json", "run.info.json"}
+    promised |= {"tensorboard", "training_loss.png"}
     assert {path.name for path in output.iterdir()} == {*promised, ".lock"}
     entries = history(output)
     assert [entry["step"] for entry in entries] == [1, 2, 3, 4]

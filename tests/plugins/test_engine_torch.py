@@ -233,6 +233,12 @@ def test_model_state_has_the_inner_names_and_the_tied_weight_once_in_memory():
     assert state["head.weight"].data_ptr() == state["embedding.weight"].data_ptr()
 
 
+def test_only_the_wanted_weights_are_handed_out():
+    state = engine(tiny()).model_state(wanted=lambda name: name.startswith("first"))
+    assert state.keys() == {"first.weight", "first.bias"} & tiny().state_dict().keys()
+    assert state
+
+
 def test_one_process_sums_to_itself():
     made = engine(tiny())
     assert made.sum_over_ranks([1.5, 2]) == [1.5, 2.0]

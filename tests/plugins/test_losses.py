@@ -135,7 +135,7 @@ def test_frozen_parts_get_no_gradient(frozen):
 def test_without_gradients_no_gradient_work_is_done(monkeypatch):
     leaves, targets = inputs()
     monkeypatch.setattr(
-        "bumblecore_plugins.losses.fused._added", lambda *_: pytest.fail("a weight gradient was computed")
+        "bumblecore_plugins.losses.fused.added_product", lambda *_: pytest.fail("a weight gradient was computed")
     )
     with torch.no_grad():
         out = FusedCausalLm(chunk_tokens=5)(hidden=leaves[0], head=Head(weight=leaves[1]), targets=targets)
@@ -229,9 +229,8 @@ def test_a_second_backward_is_refused():
 
 
 def test_records_build_what_they_name():
-    records = {record.name: record for record in bumble_losses()}
-    assert set(records) == {"causal_lm", "causal_lm_naive"}
-    assert all(record.loss_kind == "token" for record in records.values())
+    names = {record.name for record in bumble_losses() if record.loss_kind == "token"}
+    assert names == {"causal_lm", "causal_lm_naive"}
     options = CausalLmOptions(label_smoothing=0.1, z_loss=1e-4)
     assert isinstance(build_fused(options=options), FusedCausalLm)
     assert isinstance(build_naive(options=options), NaiveCausalLm)

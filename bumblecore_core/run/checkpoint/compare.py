@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from bumblecore_core.run.checkpoint.manifest import MANIFEST, describe
 from bumblecore_core.run.checkpoint.writing import STATE
-from bumblecore_core.run.progress import depends_on_the_machine
+from bumblecore_core.toolkit.figures import depends_on_the_machine
 
 TIMED = {MANIFEST, f"{STATE}/history.json"}
 """Files that hold timings, or hashes of such files. The history is compared by what it says."""
@@ -78,4 +78,7 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 
 def _events(path: Path) -> list[dict[str, Any]]:
     entries = json.loads(path.read_text(encoding="utf-8"))
-    return [{key: value for key, value in entry.items() if not depends_on_the_machine(key)} for entry in entries]
+    return [
+        {key: value for key, value in entry.items() if key != "time" and not depends_on_the_machine(key)}
+        for entry in entries
+    ]

@@ -202,7 +202,7 @@ class Saver:
     def _snapshot(self, *, copy: bool) -> Callable[[Path], None]:
         """A function that writes this rank's part into a temporary directory. A collective."""
         rank, streams = self._engine.rank, self._streams
-        weights = self._engine.model_state()
+        weights = self._engine.model_state(wanted=self._parts.wanted)
         weights = _copied_once(weights) if copy else weights
         write_engine_state = self._engine.training_state(copy=copy)
         exact, history = self._progress.to_state()
@@ -236,11 +236,13 @@ class Saver:
         self._loggers.saved(directory)
 
     def _room_for_copy(self) -> bool:
-        """Whether every rank has the memory to hold the state a second time: weights, masters and two moments."""
+        """Whether every rank has the memory to hold the state a second time: weights, masters and two moments. Of a
+        model with an adapter no frozen weight is copied."""
         free = available_memory()
         size = 0
         if self._engine.rank == 0:
-            parameters = list(self._parts.model.parameters())
+            everything = self._parts.adapter is None
+            parameters = [one for one in self._parts.model.parameters() if everything or one.requires_grad]
             size = sum(one.numel() * (one.element_size() + 12 * one.requires_grad) for one in parameters)
         fits = free is not None and size * 1.1 + MARGIN <= free
         return self._engine.sum_over_ranks([float(fits)])[0] == self._engine.world_size

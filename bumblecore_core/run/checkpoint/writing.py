@@ -29,6 +29,12 @@ class ModelParts:
     adapter: Adapter | None
     max_shard_size: str
 
+    @property
+    def wanted(self) -> Callable[[str], bool] | None:
+        """Which weights are written; None for all."""
+        adapter = self.adapter
+        return None if adapter is None else lambda name: adapter.saves(name=name)
+
     def write(self, directory: Path, state: Mapping[str, torch.Tensor]) -> None:
         """Safetensors shards (or the adapter alone), config, generation config, tokenizer and chat template."""
         if self.adapter is None:

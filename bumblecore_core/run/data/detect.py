@@ -10,9 +10,14 @@ from pydantic import ValidationError
 from bumblecore_core.config.resolved import Selected
 from bumblecore_core.errors import DataError, PluginError, one
 from bumblecore_core.records import DataFormatRecord
-from bumblecore_core.values import ChatSample, PreferenceSample, Sample, SampleKind, TextSample
+from bumblecore_core.values import ChatSample, FeedbackSample, PreferenceSample, Sample, SampleKind, TextSample
 
-KIND_OF: Mapping[type, SampleKind] = {TextSample: "text", ChatSample: "chat", PreferenceSample: "preference"}
+KIND_OF: Mapping[type, SampleKind] = {
+    TextSample: "text",
+    ChatSample: "chat",
+    PreferenceSample: "preference",
+    FeedbackSample: "feedback",
+}
 
 
 def matching(records: Sequence[DataFormatRecord], row: Mapping[str, Any]) -> list[tuple[DataFormatRecord, SampleKind]]:

@@ -46,6 +46,7 @@ class TokenStore:
         Raises `TornStore` where a file is missing, of another size, or `meta.json` cannot be read.
         """
         self.directory = directory
+        self._attached: dict[str, np.ndarray] = {}
         meta = _read_meta(directory)
         self.fingerprint: str = meta["fingerprint"]
         self.content: str = meta["content"]
@@ -74,7 +75,11 @@ class TokenStore:
         return len(self.lengths)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.directory, self.files, self.weights, self.report.reused)
+        return _reopen, (self.directory, self.files, self.weights, self.report.reused, self._attached)
+
+    def attach(self, values: Mapping[str, np.ndarray]) -> None:
+        """Has every example carry these figures too: (n,) arrays, of which example i gets [i : i + 1]."""
+        self._attached = dict(values)
 
     def example(self, index: int) -> dict[str, np.ndarray]:
         """Column name → (values,) int32, read-only views of the mapped files. Raises `IndexError` beyond the end."""
@@ -87,6 +92,8 @@ class TokenStore:
             shard = min(int(np.searchsorted(starts, first, side="right")) - 1, len(self._shards[name]) - 1)
             base = int(starts[shard])
             found[name] = self._shards[name][shard][first - base : last - base]
+        for name, column in self._attached.items():
+            found[name] = column[index : index + 1]
         return found
 
     def locate(self, index: int) -> str:
@@ -194,8 +201,12 @@ class StoreWriter:
         self._open[name].write(np.ascontiguousarray(values).data)
 
 
-def _reopen(directory: Path, files: Sequence[str], weights: Sequence[float], reused: bool) -> TokenStore:
-    return TokenStore(directory, files=files, weights=weights, reused=reused)
+def _reopen(
+    directory: Path, files: Sequence[str], weights: Sequence[float], reused: bool, attached: Mapping[str, np.ndarray]
+) -> TokenStore:
+    store = TokenStore(directory, files=files, weights=weights, reused=reused)
+    store.attach(attached)
+    return store
 
 
 def _shard_name(column: str, index: int) -> str:

@@ -33,6 +33,7 @@ def varlen_attention(
     is_causal: bool | None = None,
     s_aux: torch.Tensor | None = None,
     document_lengths: tuple[int, ...] | None = None,
+    shared_prefixes: tuple[int, ...] = (),
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
     **kwargs: Any,
@@ -40,6 +41,7 @@ def varlen_attention(
     """transformers' attention signature. `query`: (B, A, T, D), `key`, `value`: (B, K, S, D) with A a multiple of K.
 
     `document_lengths` (with B = 1) sums to T; without it each of the B rows is a document, and S may exceed T (cache).
+    `shared_prefixes`: how many tokens of the document before it each document attends to as well (see `Batch`).
     `sliding_window` counts the positions that a token sees, itself included, inside its document; `softcap` c turns
     scores s into c·tanh(s / c) (Gemma 2); `s_aux` (A,) are attention sinks (gpt-oss). Returns (B, T, A, D) and None.
     Raises ModelError (BC065) for a mask or a position bias, which this implementation would have to ignore.
@@ -52,15 +54,27 @@ def varlen_attention(
         return _attend(query, key, value, options).transpose(1, 2).contiguous(), None
     if query.shape[0] != 1 or query.shape[2] != key.shape[2] or query.shape[2] != sum(document_lengths):
         raise _refused(f"the documents hold {sum(document_lengths)} tokens, but the model attends over {key.shape[2]}")
-    if cu_seq_lens_q is not None and max_length_q is not None and _fits_varlen_attn(query, value, options):
+    fits = not shared_prefixes and _fits_varlen_attn(query, value, options)
+    if cu_seq_lens_q is not None and max_length_q is not None and fits:
         return _varlen_attn(query, key, value, cu_seq_lens_q, max_length_q, options), None
     dtype, lengths = query.dtype, list(document_lengths)
     if query.device.type == "cpu" and dtype != torch.float64 and sum(lengths) < CPU_WIDENED_LENGTH * len(lengths):
         query, key, value = query.float(), key.float(), value.float()
     # split, and not one slice per document: its backward pass is a single concatenation.
-    documents = zip(*(torch.split(part, lengths, dim=2) for part in (query, key, value)), strict=True)
+    queries, keys, values = (list(torch.split(part, lengths, dim=2)) for part in (query, key, value))
+    if shared_prefixes:
+        keys, values = (_with_prefixes(parts, shared_prefixes) for parts in (keys, values))
+    documents = zip(queries, keys, values, strict=True)
     attended = torch.cat([_attend(q, k, v, options).transpose(1, 2) for q, k, v in documents], dim=1)
     return attended.to(dtype), None
+
+
+def _with_prefixes(parts: list[torch.Tensor], shared: tuple[int, ...]) -> list[torch.Tensor]:
+    """Each document's keys or values (1, K, n, D), behind those of its prefix, which lie in the document before it."""
+    return [
+        torch.cat([parts[at - 1][:, :, :prefix], part], dim=2) if prefix else part
+        for at, (part, prefix) in enumerate(zip(parts, shared, strict=True))
+    ]
 
 
 def varlen_mask(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bumblecore_core import DataError, ModelError, RowError, one
+from bumblecore_core import DataError, RowError, one
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +58,7 @@ def generate(
     trust_remote_code: bool,
     as_json: bool,
 ) -> None:
-    """Continue prompts with MODEL: a model directory, or the output directory of a run.
+    """Continue prompts with MODEL: a model or adapter directory, or the output directory of a run.
 
     With --chat, each prompt is a user's message and the model answers it.
     """
@@ -70,10 +70,11 @@ def generate(
 
     import torch
 
+    from bumblecore_core.toolkit.adapters import tokenizer_source
     from bumblecore_core.toolkit.tokenizers import load_tokenizer, resolve_model_dir
 
     directory = resolve_model_dir(model)
-    tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(tokenizer_source(directory), trust_remote_code=trust_remote_code)
     encoded = encode_prompts(tokenizer, texts, chat=chat, system=system)
     lm = load_model(directory, trust_remote_code)
     stop = stop_ids(tokenizer, lm, chat=chat)
@@ -152,24 +153,14 @@ def encode_prompts(tokenizer: Any, texts: Sequence[str], *, chat: bool, system: 
 
 
 def load_model(directory: Path, trust_remote_code: bool) -> Any:
-    """The causal language model of a directory in its saved dtype, on the GPU where there is one, ready to sample."""
+    """The causal language model of a directory (of an adapter's: its base with the adapter folded in) in its saved
+    dtype, on the GPU where there is one, ready to sample."""
     import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(directory),
-            dtype="auto",
-            attn_implementation="sdpa",
-            local_files_only=True,
-            trust_remote_code=trust_remote_code,
-        )
-    except Exception as error:
-        problem = f"the model cannot be loaded: {' '.join(str(error).split())[:200]}"
-        raise one(ModelError, "BC064", problem, "check that its files are whole", place=str(directory)) from error
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    from bumblecore_core.toolkit import adapters
+
+    model = adapters.load_model(directory, trust_remote_code=trust_remote_code)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def stop_ids(tokenizer: Any, model: Any, *, chat: bool) -> list[int]:

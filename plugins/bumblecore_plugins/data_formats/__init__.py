@@ -28,6 +28,7 @@ class AlpacaOptions(Options):
     history: str = Field("history", description="The field that holds earlier turns, as [user, assistant] pairs.")
     chosen: str = Field("chosen", description="The field that holds the preferred reply.")
     rejected: str = Field("rejected", description="The field that holds the dispreferred reply.")
+    label: str = Field("kto_tag", description="The field that says whether the reply is desirable, as a boolean.")
 
 
 class ShareGptOptions(Options):
@@ -40,6 +41,7 @@ class ShareGptOptions(Options):
     tools: str = Field("tools", description="The field that holds the tool definitions, as a list or as JSON.")
     chosen: str = Field("chosen", description="The field that holds the preferred turn or turns.")
     rejected: str = Field("rejected", description="The field that holds the dispreferred turn or turns.")
+    label: str = Field("kto_tag", description="The field that says whether the last turn is desirable, as a boolean.")
 
 
 class OpenAIOptions(Options):
@@ -48,6 +50,8 @@ class OpenAIOptions(Options):
     messages: str = Field("messages", description="The field that holds the messages.")
     tools: str = Field("tools", description="The field that holds the tool definitions, as a list or as JSON.")
     prompt: str = Field("prompt", description="The field that holds a preference's prompt, a text or messages.")
+    completion: str = Field("completion", description="The field that holds a labelled reply, a text or messages.")
+    label: str = Field("label", description="The field that says whether the completion is desirable, as a boolean.")
     chosen: str = Field("chosen", description="The field that holds the preferred reply, a text or messages.")
     rejected: str = Field("rejected", description="The field that holds the dispreferred reply, a text or messages.")
 
@@ -65,19 +69,25 @@ def _detect_alpaca(row: Mapping[str, Any]) -> SampleKind | None:
         return None
     if _is_pair(row):
         return "preference"
-    return "chat" if "output" in row else None
+    if "output" not in row:
+        return None
+    return "feedback" if row.get("kto_tag") is not None else "chat"
 
 
 def _detect_sharegpt(row: Mapping[str, Any]) -> SampleKind | None:
     if "conversations" not in row:
         return None
-    return "preference" if _is_pair(row) else "chat"
+    if _is_pair(row):
+        return "preference"
+    return "feedback" if row.get("kto_tag") is not None else "chat"
 
 
 def _detect_openai(row: Mapping[str, Any]) -> SampleKind | None:
     if _is_pair(row):
         return None if "instruction" in row or "conversations" in row else "preference"
-    return "chat" if "messages" in row else None
+    if "messages" in row:
+        return "chat"
+    return "feedback" if {"prompt", "completion", "label"} <= row.keys() else None
 
 
 def _build_text(*, options: TextOptions) -> DataFormat:
@@ -117,21 +127,21 @@ def bumble_data_formats() -> list[DataFormatRecord]:
         ),
         DataFormatRecord(
             name="alpaca",
-            summary="Single tasks: instruction and output (or chosen and rejected); optional input, system, history.",
+            summary="Tasks: instruction and output (or chosen, rejected); optional kto_tag, input, system, history.",
             build=_build_alpaca,
             detect=_detect_alpaca,
             options=AlpacaOptions,
         ),
         DataFormatRecord(
             name="sharegpt",
-            summary="Turns with from and value: conversations; optional system, tools, chosen and rejected.",
+            summary="Turns with from and value: conversations; optional system, tools, kto_tag, chosen and rejected.",
             build=_build_sharegpt,
             detect=_detect_sharegpt,
             options=ShareGptOptions,
         ),
         DataFormatRecord(
             name="openai",
-            summary="Messages with role and content: messages (or prompt, chosen and rejected); optional tools.",
+            summary="Messages with role and content: messages; or prompt, with completion and label or a pair.",
             build=_build_openai,
             detect=_detect_openai,
             options=OpenAIOptions,

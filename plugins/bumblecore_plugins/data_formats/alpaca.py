@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bumblecore_core import ChatSample, Message, PreferenceSample, RowError
+from bumblecore_core import ChatSample, FeedbackSample, Message, PreferenceSample, RowError
 from bumblecore_plugins.data_formats import AlpacaOptions
-from bumblecore_plugins.data_formats.fields import need, need_list, optional_text, text
+from bumblecore_plugins.data_formats.fields import boolean, need, need_list, optional_text, text
 
 
 class AlpacaFormat:
-    """Rows with `chosen` and `rejected` → `PreferenceSample`, others → `ChatSample`."""
+    """Rows with `chosen` and `rejected` → `PreferenceSample`, with a label → `FeedbackSample`, else → `ChatSample`."""
 
     def __init__(self, options: AlpacaOptions) -> None:
         self.names = options
 
-    def convert(self, *, row: Mapping[str, Any]) -> ChatSample | PreferenceSample:
+    def convert(self, *, row: Mapping[str, Any]) -> ChatSample | PreferenceSample | FeedbackSample:
         """System message, history, then instruction and input joined by a line end. Raises `RowError` BC007, BC011."""
         names = self.names
         prompt = self._prompt(row)
@@ -26,7 +26,10 @@ class AlpacaFormat:
                 chosen=(_assistant(text(row[names.chosen], names.chosen)),),
                 rejected=(_assistant(text(row[names.rejected], names.rejected)),),
             )
-        return ChatSample(messages=(*prompt, _assistant(text(need(row, names.output), names.output))))
+        reply = _assistant(text(need(row, names.output), names.output))
+        if row.get(names.label) is not None:
+            return FeedbackSample(prompt=prompt, completion=(reply,), label=boolean(row[names.label], names.label))
+        return ChatSample(messages=(*prompt, reply))
 
     def _prompt(self, row: Mapping[str, Any]) -> tuple[Message, ...]:
         names = self.names

@@ -36,6 +36,13 @@ def optional_text(row: Mapping[str, Any], name: str, path: str = "") -> str:
     return "" if value is None else text(value, join(path, name))
 
 
+def boolean(value: Any, path: str) -> bool:
+    """`value` if it is true or false. Raises BC011: a 1 or a text could mean anything."""
+    if isinstance(value, bool):
+        return value
+    raise wrong_type(value, path, "true or false")
+
+
 def need_list(value: Any, path: str) -> list[Any]:
     """`value` if it is a list. Raises BC011."""
     if isinstance(value, list):

@@ -1,13 +1,13 @@
-"""Messages with `role` and `content`, and preferences with `prompt`, `chosen` and `rejected`."""
+"""Messages with `role` and `content`; `prompt` with `chosen` and `rejected`, or with `completion` and `label`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bumblecore_core import ChatSample, Message, PreferenceSample, RowError
+from bumblecore_core import ChatSample, FeedbackSample, Message, PreferenceSample, RowError
 from bumblecore_plugins.data_formats import OpenAIOptions
-from bumblecore_plugins.data_formats.fields import join, need, need_list, need_object, text, wrong_type
+from bumblecore_plugins.data_formats.fields import boolean, join, need, need_list, need_object, text, wrong_type
 from bumblecore_plugins.data_formats.tools import tool_call, tool_definitions
 from bumblecore_plugins.data_formats.turns import (
     ROLES,
@@ -23,21 +23,34 @@ ROLE_OF = {**{role: role for role in ROLES}, "developer": "system", "function": 
 
 
 class OpenAIFormat:
-    """Rows with `chosen` and `rejected` → `PreferenceSample`, others → `ChatSample`."""
+    """Rows with `chosen` and `rejected` → `PreferenceSample`, with `messages` → `ChatSample`, with `completion` →
+    `FeedbackSample`."""
 
     def __init__(self, options: OpenAIOptions) -> None:
         self.names = options
 
-    def convert(self, *, row: Mapping[str, Any]) -> ChatSample | PreferenceSample:
+    def convert(self, *, row: Mapping[str, Any]) -> ChatSample | PreferenceSample | FeedbackSample:
         """Raises `RowError` BC007, BC011 to BC014, BC016, BC018, BC019."""
         names = self.names
         tools = tool_definitions(row.get(names.tools), names.tools)
         if row.get(names.chosen) is not None and row.get(names.rejected) is not None:
             return self._preference(row, tools)
+        if names.messages not in row and names.completion in row:
+            return self._feedback(row, tools)
         messages, paths = _messages(need(row, names.messages), names.messages)
         check_order(messages, paths)
         check_ends_with_reply(messages, names.messages)
         return ChatSample(messages=tuple(messages), tools=tools)
+
+    def _feedback(self, row: Mapping[str, Any], tools: tuple[dict[str, Any], ...] | None) -> FeedbackSample:
+        names = self.names
+        prompt, paths = _reading(need(row, names.prompt), names.prompt, role="user")
+        completion, completion_paths = _reading(row[names.completion], names.completion, role="assistant")
+        check_order(prompt, paths)
+        check_ends_with_request(prompt, names.prompt)
+        check_reply(completion, completion_paths, names.completion)
+        label = boolean(need(row, names.label), names.label)
+        return FeedbackSample(prompt=tuple(prompt), completion=tuple(completion), label=label, tools=tools)
 
     def _preference(self, row: Mapping[str, Any], tools: tuple[dict[str, Any], ...] | None) -> PreferenceSample:
         names = self.names

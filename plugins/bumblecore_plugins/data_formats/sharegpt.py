@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bumblecore_core import ChatSample, Message, PreferenceSample, RowError
+from bumblecore_core import ChatSample, FeedbackSample, Message, PreferenceSample, RowError
 from bumblecore_plugins.data_formats import ShareGptOptions
-from bumblecore_plugins.data_formats.fields import join, need, need_list, need_object, optional_text, text
+from bumblecore_plugins.data_formats.fields import boolean, join, need, need_list, need_object, optional_text, text
 from bumblecore_plugins.data_formats.tools import parsed_calls, tool_definitions
 from bumblecore_plugins.data_formats.turns import (
     check_ends_with_reply,
@@ -33,12 +33,12 @@ ROLE_OF = {
 
 
 class ShareGptFormat:
-    """Rows with `chosen` and `rejected` → `PreferenceSample`, others → `ChatSample`."""
+    """Rows with `chosen` and `rejected` → `PreferenceSample`, with a label → `FeedbackSample`, else → `ChatSample`."""
 
     def __init__(self, options: ShareGptOptions) -> None:
         self.names = options
 
-    def convert(self, *, row: Mapping[str, Any]) -> ChatSample | PreferenceSample:
+    def convert(self, *, row: Mapping[str, Any]) -> ChatSample | PreferenceSample | FeedbackSample:
         """Raises `RowError` BC007, BC011 to BC014, BC016, BC019."""
         names = self.names
         messages, paths = self._conversation(row)
@@ -46,7 +46,12 @@ class ShareGptFormat:
         if row.get(names.chosen) is None or row.get(names.rejected) is None:
             check_order(messages, paths)
             check_ends_with_reply(messages, names.conversations)
-            return ChatSample(messages=tuple(messages), tools=tools)
+            if row.get(names.label) is None:
+                return ChatSample(messages=tuple(messages), tools=tools)
+            label = boolean(row[names.label], names.label)
+            return FeedbackSample(
+                prompt=tuple(messages[:-1]), completion=tuple(messages[-1:]), label=label, tools=tools
+            )
         check_order(messages, paths)
         check_ends_with_request(messages, names.conversations)
         return PreferenceSample(

@@ -196,11 +196,12 @@ class TorchEngine:
             with reported("waiting for the other processes"):
                 dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
-    def model_state(self) -> dict[str, torch.Tensor]:
+    def model_state(self, *, wanted: Callable[[str], bool] | None = None) -> dict[str, torch.Tensor]:
         """The weights as they are, not copies: write them before the next step."""
         if self.rank != 0:
             return {}
-        return {name: tensor.detach() for name, tensor in self._module.model.state_dict().items()}
+        weights = self._module.model.state_dict()
+        return {name: tensor.detach() for name, tensor in weights.items() if wanted is None or wanted(name)}
 
     def training_state(self, *, copy: bool) -> Callable[[Path], None]:
         """Ranks hold the same state: rank 0 writes it for all."""

@@ -1,15 +1,19 @@
-"""`logs/train.log`: the start summary, every reported step, what was saved and how the run ended."""
+"""`logs/train.log`: what the console says, with times, and more: every figure of every event, warnings of libraries."""
 
 from __future__ import annotations
 
 import logging
+import warnings
 
 from bumblecore_core import RunInfo, RunResult, StepEvent
 from bumblecore_core.toolkit.summary import summary_lines
 
+LOGGERS = ("", "bumblecore", "transformers")
+"""Whose records are taken: warnings of every library through the root logger, and those that do not pass theirs on."""
+
 
 class LogFile:
-    """Appends to `output_dir/logs/train.log`, each line with its time."""
+    """Appends to `output_dir/logs/train.log`, each line with its time; what a library says is still shown as before."""
 
     def start(self, *, info: RunInfo) -> None:
         path = info.output_dir / "logs" / "train.log"
@@ -18,6 +22,7 @@ class LogFile:
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         for line in summary_lines(info):
             self._write(line)
+        self._listen()
 
     def step(self, *, event: StepEvent) -> None:
         figures = " ".join(f"{name}={value:.6g}" for name, value in event.metrics.items())
@@ -28,7 +33,49 @@ class LogFile:
 
     def finish(self, *, result: RunResult) -> None:
         self._write(f"{result.status} after {result.steps} steps and {result.seconds:.1f} s")
+        for line in result.problem.splitlines():
+            self._write(f"problem: {line}")
+        for name, value in result.summary.items():
+            self._write(f"  {name}  {value:.6g}")
+        if result.final_dir is not None:
+            self._write(f"the model is in {result.final_dir}")
+        self._stop_listening()
         self._handler.close()
+
+    def _listen(self) -> None:
+        """Takes other loggers' records and Python's warnings too. Python's last resort, which shows warnings that
+        nobody handles on stderr, falls silent once there is a handler: it is called from there."""
+        self._listener = _Listener(self._handler, show=not logging.getLogger().handlers)
+        for name in LOGGERS:
+            logging.getLogger(name).addHandler(self._listener)
+        self._show_warning = warnings.showwarning
+
+        def show(message, category, filename, lineno, file=None, line=None) -> None:
+            self._write(f"{filename}:{lineno}: {category.__name__}: {message}")
+            self._show_warning(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+
+    def _stop_listening(self) -> None:
+        warnings.showwarning = self._show_warning
+        for name in LOGGERS:
+            logging.getLogger(name).removeHandler(self._listener)
 
     def _write(self, line: str) -> None:
         self._handler.emit(logging.LogRecord("bumble", logging.INFO, "", 0, line, None, None))
+
+
+class _Listener(logging.Handler):
+    """Writes records to the log file's handler, each once."""
+
+    def __init__(self, target: logging.Handler, *, show: bool) -> None:
+        super().__init__()
+        self._target, self._show, self._last = target, show, None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record is self._last:  # it came from a logger that passes its records on to the root
+            return
+        self._last = record
+        self._target.handle(record)
+        if self._show and not record.name.startswith("transformers") and record.levelno >= logging.WARNING:
+            logging.lastResort.handle(record)

@@ -12,7 +12,7 @@ TAIL = b"\n]\n"
 
 
 class MetricsJson:
-    """A JSON array of objects, one a step or evaluation: `step`, `epoch`, `split` and the metrics.
+    """A JSON array of objects, one a reported step or evaluation: `step`, `epoch`, `split`, `time` and the metrics.
 
     A run that is resumed begins with the history that its checkpoint holds: steps that were done after it and are done
     again appear once. Each entry overwrites the closing bracket and writes it anew in a single write, so a reader sees
@@ -42,6 +42,6 @@ class MetricsJson:
 
 
 def _entry(event: StepEvent) -> str:
-    entry = {"step": event.step, "epoch": round(event.epoch, 6), "split": event.split}
+    entry = {"step": event.step, "epoch": round(event.epoch, 6), "split": event.split, "time": round(event.time, 3)}
     entry.update({name: value if math.isfinite(value) else None for name, value in event.metrics.items()})
     return json.dumps(entry)

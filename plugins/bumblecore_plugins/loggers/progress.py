@@ -58,6 +58,6 @@ def _figures(event: StepEvent) -> str:
     metrics = event.metrics
     parts = [f"loss {metrics['loss']:.4f}", f"lr {metrics['learning_rate']:.2e}"]
     parts += [f"{metrics['tokens_per_second']:,.0f} tokens/s", f"epoch {event.epoch:.2f}"]
-    if "skipped_steps" in metrics:
+    if metrics.get("skipped_steps"):
         parts.append(f"skipped {metrics['skipped_steps']:.0f}")
     return ", ".join(parts)

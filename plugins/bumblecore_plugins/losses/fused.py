@@ -1,16 +1,13 @@
 """The cross entropy of the next token fused with the head: exact, and the full logits never exist.
 
-Supervised tokens are taken in chunks, each with the whole vocabulary, so that softmax is over complete rows and nothing
-is approximated. A chunk's logits lie in one buffer of the weights' dtype; blocks of its rows pass through a small
-float32 buffer, where the loss is computed and from where the gradient with respect to the logits is written back over
-them, rounded once. Two matrix products then give the gradients of the hidden states and of the weight. All of this
-happens in the forward pass; the backward pass only multiplies by the gradient of the loss.
+Chunk by chunk (see `head_chunks`) the loss and the gradient with respect to the logits are computed, and two matrix
+products then give the gradients of the hidden states and of the weight. All of this happens in the forward pass; the
+backward pass only multiplies by the gradient of the loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,16 +15,16 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from bumblecore_core import StepOutput
+from bumblecore_core.toolkit.head_chunks import (
+    Workspace,
+    accumulates_wide,
+    added_product,
+    final_logits,
+    head_product,
+    row_blocks,
+)
 from bumblecore_core.toolkit.policy import Head
 from bumblecore_plugins.losses.naive import NaiveCausalLm, output
-
-CHUNK_BYTES = {"cpu": 128 * 2**20, "cuda": 512 * 2**20}
-"""Bytes of a chunk's logits: enough tokens for matrix products at full speed, small beside the model's activations."""
-PRODUCT_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
-"""Bytes of the rounded product that is added to a float32 gradient of the weight, a block of the vocabulary at a time
-(on a CPU the block is still in its cache when it is added)."""
-CPU_BLOCK_BYTES = 8 * 2**20
-"""Bytes of the float32 rows that are worked on at once on a CPU, so that they stay in its cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,30 +35,6 @@ class Terms:
     soft_cap: float | None = None
     label_smoothing: float = 0.0
     z_loss: float = 0.0
-
-
-@dataclass(kw_only=True)
-class Workspace:
-    """Buffers that live on between calls: on a CPU, fresh pages cost more than a pass over them."""
-
-    chunk_tokens: int | None = None
-    kept: dict[tuple[str, torch.dtype], torch.Tensor] = field(default_factory=dict)
-
-    def buffer(self, use: str, rows: int, columns: int, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """An uninitialised (rows, columns) tensor; CUDA's allocator keeps its own."""
-        if like.device.type != "cpu":
-            return torch.empty(rows, columns, dtype=dtype, device=like.device)
-        flat = self.kept.get((use, dtype))
-        if flat is None or flat.numel() < rows * columns:
-            flat = self.kept[use, dtype] = torch.empty(rows * columns, dtype=dtype)
-        return flat[: rows * columns].view(rows, columns)
-
-    def tokens_per_chunk(self, tokens: int, vocabulary: int, like: torch.Tensor) -> int:
-        """Chunks of equal size (a short last one would waste a pass over the weight), within the budget."""
-        budget = _bytes_for(like, CHUNK_BYTES) // (vocabulary * like.element_size())
-        most = self.chunk_tokens or max(16, budget)
-        chunks = -(-tokens // most)
-        return most if self.chunk_tokens else -(-tokens // max(1, chunks))
 
 
 @dataclass(kw_only=True)
@@ -167,63 +140,23 @@ def _run(
     grad_weight: torch.Tensor | None = None
     grad_bias = torch.zeros(vocabulary, dtype=wide, device=weight.device) if needed[2] and bias is not None else None
     step = workspace.tokens_per_chunk(tokens, vocabulary, weight)
-    rounded = step >= tokens and not _accumulates_wide(weight)
+    rounded = step >= tokens and not accumulates_wide(weight)
     for start in range(0, tokens, max(1, step)):
         kept = slice(start, min(start + step, tokens))
         rows = hidden[kept]
         logits = workspace.buffer("logits", rows.shape[0], vocabulary, rows, weight.dtype)
-        if bias is None:
-            torch.mm(rows, weight.t(), out=logits)
-        else:
-            torch.addmm(bias, rows, weight.t(), out=logits)
+        head_product(rows, weight, bias, logits)
         _losses_and_logit_gradients(
             logits, targets[kept], statistics[:, kept], grad_bias, terms, workspace, with_gradients=any(needed)
         )
         if grad_hidden is not None:
             torch.mm(logits, weight, out=grad_hidden[kept])
         if needed[1]:
-            grad_weight = _added(grad_weight, logits, rows, wide, rounded, workspace)
+            grad_weight = added_product(grad_weight, logits, rows, wide, rounded, workspace)
     if needed[1] and grad_weight is None:
         grad_weight = torch.zeros_like(weight)
     gradients = (grad_hidden, grad_weight, None if grad_bias is None or bias is None else grad_bias.to(bias.dtype))
     return tuple(statistics.sum(1).unbind()), gradients
-
-
-def _added(
-    total: torch.Tensor | None,
-    logit_gradients: torch.Tensor,
-    rows: torch.Tensor,
-    wide: torch.dtype,
-    rounded: bool,
-    workspace: Workspace,
-) -> torch.Tensor:
-    """`total` + logit_gradientsᵀ @ rows: the product itself where the gradient is to be `rounded` to the weights' dtype
-    and there is one chunk; otherwise a float32 sum of the chunks' products."""
-    if rounded or (rows.dtype == wide and total is None):
-        return torch.mm(logit_gradients.t(), rows)
-    if rows.dtype == wide and total is not None:
-        return total.addmm_(logit_gradients.t(), rows)
-    vocabulary, width = logit_gradients.shape[1], rows.shape[1]
-    first = total is None
-    if total is None:
-        total = torch.empty(vocabulary, width, dtype=wide, device=rows.device)
-    per_block = min(vocabulary, max(1, _bytes_for(rows, PRODUCT_BYTES) // (width * rows.element_size())))
-    for start in range(0, vocabulary, per_block):
-        block = total[start : start + per_block]
-        product = workspace.buffer("product", block.shape[0], width, rows, rows.dtype)
-        torch.mm(logit_gradients[:, start : start + per_block].t(), rows, out=product)
-        block.copy_(product) if first else block.add_(product)
-    return total
-
-
-def _bytes_for(tensor: torch.Tensor, budgets: Mapping[str, int]) -> int:
-    return budgets.get(tensor.device.type, budgets["cuda"])
-
-
-def _accumulates_wide(weight: torch.Tensor) -> bool:
-    """Whether autograd keeps this parameter's gradient in a wider dtype than its own (`grad_dtype`)."""
-    kept = weight.grad_dtype if weight.is_leaf else None
-    return kept is not None and kept != weight.dtype
 
 
 def _losses_and_logit_gradients(
@@ -238,23 +171,12 @@ def _losses_and_logit_gradients(
 ) -> None:
     """Writes loss, nll and squared logsumexp of each row to `statistics` (3, n), and over `logits` (n, V) the gradient
     of the loss with respect to them (before scale and cap); adds its column sums to `grad_bias`."""
-    count, vocabulary = logits.shape
-    wide = statistics.dtype
-    per_block = count
-    if logits.device.type == "cpu":
-        per_block = min(count, max(torch.get_num_threads(), CPU_BLOCK_BYTES // (vocabulary * wide.itemsize)))
-    smoothing, cap = terms.label_smoothing, terms.soft_cap
-    for start in range(0, count, per_block):
-        rows = slice(start, min(start + per_block, count))
+    vocabulary, wide = logits.shape[1], statistics.dtype
+    smoothing = terms.label_smoothing
+    for rows in row_blocks(logits, wide):
         raw, target = logits[rows], targets[rows, None]
         values = raw if raw.dtype == wide else workspace.buffer("block", raw.shape[0], vocabulary, raw, wide).copy_(raw)
-        if terms.scale != 1.0:
-            values.mul_(terms.scale)
-        slope = None
-        if cap is not None:
-            squashed = values.div_(cap).tanh_()
-            slope = 1 - squashed**2 if with_gradients else None
-            values.mul_(cap)
+        slope = final_logits(values, scale=terms.scale, soft_cap=terms.soft_cap, with_slope=with_gradients)
         picked = values.gather(1, target)
         mean = values.mean(1, keepdim=True) if smoothing else None
         peak = values.amax(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Built-in stages: `pretrain` and `continue_pretrain` on text, `sft` on conversations."""
+"""Built-in stages: `pretrain` and `continue_pretrain` on text, `sft` on chats, `dpo` on pairs, `kto` on labels."""
 
 from __future__ import annotations
 
@@ -24,6 +24,42 @@ class SftOptions(Options):
     )
 
 
+class DpoOptions(Options):
+    """Options of direct preference optimisation."""
+
+    reference: str = Field(
+        "start",
+        min_length=1,
+        description="The reference model: start (the model that training begins with), base (it without its adapter), "
+        "none, or a model's directory. Losses without a reference ignore it.",
+    )
+    sft_weight: float = Field(
+        0.0, ge=0, description="Weight of the chosen completion's negative log-likelihood per token (RPO's alpha)."
+    )
+    ld_alpha: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Weight of a completion's tokens beyond the shorter one's length (LD-DPO); 1: all count alike.",
+    )
+
+
+class KtoOptions(Options):
+    """Options of Kahneman-Tversky optimisation."""
+
+    reference: str = Field(
+        "start",
+        min_length=1,
+        description="The reference model: start (the model that training begins with), base (it without its adapter), "
+        "or a model's directory.",
+    )
+    kl: bool = Field(
+        True,
+        description="Compare with an estimate of the KL divergence to the reference, which takes two rows or more in a "
+        "micro-batch and a second completion for each; false compares with 0.",
+    )
+
+
 def build_text(*, options: TextOptions, context: StageContext) -> Any:
     """The stage of `pretrain` and `continue_pretrain`."""
     from bumblecore_plugins.stages.text import text_stage
@@ -38,9 +74,23 @@ def build_sft(*, options: SftOptions, context: StageContext) -> Any:
     return sft_stage(options, context)
 
 
+def build_dpo(*, options: DpoOptions, context: StageContext) -> Any:
+    """The stage of `dpo`."""
+    from bumblecore_plugins.stages.dpo import PreferenceStage
+
+    return PreferenceStage(options, context)
+
+
+def build_kto(*, options: KtoOptions, context: StageContext) -> Any:
+    """The stage of `kto`."""
+    from bumblecore_plugins.stages.kto import FeedbackStage
+
+    return FeedbackStage(options, context)
+
+
 @hookimpl
 def bumble_stages() -> Sequence[StageRecord]:
-    """The three stages whose loss is over tokens."""
+    """Three stages whose loss is over tokens, one over pairs, one over labelled completions."""
     return [
         StageRecord(
             name="pretrain",
@@ -71,5 +121,23 @@ def bumble_stages() -> Sequence[StageRecord]:
             loss_kind="token",
             default_loss="causal_lm",
             options=SftOptions,
+        ),
+        StageRecord(
+            name="dpo",
+            summary="Aligns with preferences: pairs of a chosen and a rejected completion.",
+            build=build_dpo,
+            reads="preference",
+            loss_kind="preference",
+            default_loss="sigmoid",
+            options=DpoOptions,
+        ),
+        StageRecord(
+            name="kto",
+            summary="Aligns with feedback: completions that are labelled desirable or undesirable.",
+            build=build_kto,
+            reads="feedback",
+            loss_kind="feedback",
+            default_loss="kto",
+            options=KtoOptions,
         ),
     ]

@@ -1,0 +1,58 @@
+"""Losses over tokens, over pairs, and over labelled completions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from bumblecore_core.values import StepOutput
+
+if TYPE_CHECKING:
+    import torch
+
+    from bumblecore_core.toolkit.policy import Head
+
+
+class TokenLoss(Protocol):
+    """A loss over supervised positions (`LossRecord(kind="token")`)."""
+
+    def __call__(self, *, hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> StepOutput:
+        """`hidden`: (N, H) last hidden states; `targets`: (N,) int64 token ids; `head.logits(hidden)`: (N, V).
+
+        N may be 0. Returns the *sum* over the N positions and N as the count.
+        """
+        ...
+
+
+class PreferenceLoss(Protocol):
+    """A loss over pairs (`LossRecord(loss_kind="preference")`)."""
+
+    def __call__(
+        self,
+        *,
+        chosen: torch.Tensor,
+        rejected: torch.Tensor,
+        reference_chosen: torch.Tensor | None,
+        reference_rejected: torch.Tensor | None,
+        chosen_lengths: torch.Tensor,
+        rejected_lengths: torch.Tensor,
+    ) -> StepOutput:
+        """`chosen`, `rejected`, and those of the reference model: (P,) float32 log-probabilities of P completions,
+        summed over tokens; the reference's are None where the record does not need them. `chosen_lengths`,
+        `rejected_lengths`: (P,) how many tokens were summed. Returns the sum over pairs, and P."""
+        ...
+
+
+class FeedbackLoss(Protocol):
+    """A loss over completions that are labelled one by one (`LossRecord(loss_kind="feedback")`)."""
+
+    def __call__(
+        self, *, completion: torch.Tensor, reference: torch.Tensor | None, desirable: torch.Tensor, kl: torch.Tensor
+    ) -> StepOutput:
+        """`completion`, and `reference`, that of the reference model (None where the record does not need it): (R,)
+        float32 log-probabilities of R completions, summed over tokens. `desirable`: (R,) bool. `kl`: how far policy
+        and reference are apart, a scalar of nats without a gradient; 0 where that is not estimated. Returns the sum
+        over rows, and R."""
+        ...
+
+
+Loss: TypeAlias = TokenLoss | PreferenceLoss | FeedbackLoss

@@ -1,0 +1,71 @@
+"""The token shards and batch plans that a run's configuration asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bumblecore_core.config.resolved import ResolvedRun
+from bumblecore_core.protocols import Stage
+from bumblecore_core.registry import Registry
+from bumblecore_core.run.data.plan import BatchPlan, PlanOptions
+from bumblecore_core.run.data.prepare import prepare_store
+from bumblecore_core.run.data.store import TokenStore
+from bumblecore_core.run.stage_factory import StageFactory
+
+
+@dataclass(frozen=True)
+class Shards:
+    """What the token shards of a run are made from."""
+
+    resolved: ResolvedRun
+    registry: Registry
+    stage: Stage
+    factory: StageFactory
+    tokenizer_fingerprint: str
+    progress: bool
+
+    def store(self, files: Any, formats: Any, field: str) -> TokenStore:
+        """The token store of `files`, made or reused; `field`: the config key that names them."""
+        data = self.resolved.config.data
+        return prepare_store(
+            files=files,
+            formats=formats,
+            registry=self.registry,
+            stage=self.stage,
+            stage_record=self.resolved.stage.record,
+            stage_options=self.resolved.stage.options,
+            make_stage=self.factory,
+            tokenizer_fingerprint=self.tokenizer_fingerprint,
+            data=data,
+            progress=self.progress,
+            field=field,
+        )
+
+
+def plan_of(
+    resolved: ResolvedRun, store: TokenStore, rows: np.ndarray, world_size: int, *, evaluation: bool = False
+) -> BatchPlan:
+    """The batch plan of some rows of a store: all of them once in order where it is for `evaluation`."""
+    config = resolved.config
+    options = PlanOptions(
+        micro_batch_size=config.train.micro_batch_size,
+        gradient_accumulation_steps=1 if evaluation else config.train.gradient_accumulation_steps,
+        world_size=world_size,
+        seed=config.train.seed,
+        packing=config.data.packing,
+        max_length=config.data.max_length,
+        shuffle=not evaluation,
+    )
+    return BatchPlan(
+        lengths=store.lengths,
+        counts=store.counts,
+        rows=rows,
+        options=options,
+        sources=store.sources,
+        weights=[1.0] * len(store.files) if evaluation else store.weights,
+        epochs=1.0 if evaluation else config.train.epochs,
+        max_steps=None if evaluation else config.train.max_steps,
+    )

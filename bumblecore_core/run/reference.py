@@ -1,0 +1,252 @@
+"""What a frozen reference model says of every example: computed once before training, kept on disk, and freed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from tqdm import tqdm
+
+from bumblecore_core.errors import ConfigError, one
+from bumblecore_core.protocols import Engine, Reference
+from bumblecore_core.registry import Registry
+from bumblecore_core.run.agree import on_all_ranks
+from bumblecore_core.run.assemble import Assembled, Prepared, chosen_attention, load_start_model
+from bumblecore_core.run.data.fingerprint import default_cache_dir, installed_version
+from bumblecore_core.run.data.loader import collate
+from bumblecore_core.run.files import disk_errors
+from bumblecore_core.run.lock import weights_fingerprint
+from bumblecore_core.run.module import TrainModule
+from bumblecore_core.toolkit.policy import make_policy
+from bumblecore_core.toolkit.tokenizers import resolve_model_dir
+from bumblecore_core.values import Batch, StepOutput
+
+if TYPE_CHECKING:
+    from bumblecore_core.run.data.store import TokenStore
+
+START, BASE = "start", "base"
+SUMMED_AT_ONCE = 1 << 16
+LIBRARIES = ("bumblecore", "torch", "transformers", "peft")
+Ask = Callable[[Batch], dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """A reference that a run needs. `files`: where each token store's figures are kept."""
+
+    reference: Reference
+    model_dir: Path
+    files: dict[Path, Path]
+
+    @property
+    def another_model(self) -> bool:
+        """Whether it is another model than the one that is trained."""
+        return self.reference.model not in (START, BASE)
+
+    @property
+    def words(self) -> str:
+        """What it is, for the start summary."""
+        names = {START: "the start model", BASE: "the base model without its adapter"}
+        return names.get(self.reference.model, str(self.model_dir))
+
+
+def wanted_reference(prepared: Prepared) -> Wanted | None:
+    """The reference that stage and loss want, or None. Raises `ConfigError` BC039 where the loss needs one and the
+    stage's options say that there is none, or `base` is asked for without an adapter."""
+    resolved = prepared.resolved
+    loss, stage = resolved.loss.record, resolved.stage.record
+    if loss.loss_kind == "token" or not loss.needs_reference:
+        return None
+    reference: Reference | None = getattr(prepared.stage, "reference", None)
+    if reference is None:
+        fix = "Choose a reference, or a loss that needs none, such as simpo or orpo"
+        problem = f"the loss '{loss.name}' compares with a reference model, and the stage has none"
+        raise one(ConfigError, "BC039", problem, fix, field="stage.reference")
+    if reference.model == BASE and resolved.adapter is None:
+        problem = "there is no adapter, so there is no base without one"
+        raise one(ConfigError, "BC039", problem, "Set it to start, or choose an adapter", field="stage.reference")
+    directory = prepared.model_dir if reference.model in (START, BASE) else resolve_model_dir(reference.model)
+    adapter = resolved.adapter.options.model_dump(mode="json") if resolved.adapter else None
+    told = {
+        "reference": reference.model if reference.model in (START, BASE) else "",
+        "weights": weights_fingerprint(directory),
+        "config": (directory / "config.json").read_text(encoding="utf-8") if _has_config(directory) else "",
+        "adapter": adapter if reference.model == START else None,
+        "stage": [stage.name, resolved.stage.options.model_dump(mode="json")],
+        "attention": resolved.config.model.attention,
+        "dtype": resolved.config.model.dtype,
+        "seed": resolved.config.train.seed if adapter and reference.model == START else None,
+        "libraries": {name: installed_version(name) for name in LIBRARIES},
+    }
+    cache = resolved.config.data.cache_dir
+    place = (Path(cache).expanduser() if cache else default_cache_dir()) / "reference"
+    names = {store.directory: _digest({**told, "data": store.content}) for store in stores(prepared)}
+    files = {directory: place / f"{name}.safetensors" for directory, name in names.items()}
+    return Wanted(reference=reference, model_dir=directory, files=files)
+
+
+def stores(prepared: Prepared) -> list[TokenStore]:
+    """The run's token stores: one, or two where evaluation has files of its own."""
+    apart = prepared.eval_plan is not None and prepared.eval_store.directory != prepared.store.directory
+    return [prepared.store, prepared.eval_store] if apart else [prepared.store]
+
+
+def ask_before_training(
+    wanted: Wanted | None, prepared: Prepared, registry: Registry, engine: Engine, *, resuming: bool
+) -> str | None:
+    """Has the token stores carry the reference's figures where that is possible before the model to train is there:
+    from an earlier run, or from a model of its own, which is then freed. In words what was done; None where nothing
+    was. A collective."""
+    if wanted is None:
+        return None
+    if _attach_kept(wanted, prepared, engine):
+        return f"{wanted.words}, computed by an earlier run"
+    if not wanted.another_model and not (resuming and wanted.reference.model == START):
+        return None
+    attention, _ = chosen_attention(prepared, registry, engine)
+    return f"{wanted.words}, computed in {_ask_another(wanted, prepared, engine, attention):.1f} s and freed"
+
+
+def ask_what_is_trained(wanted: Wanted, prepared: Prepared, assembled: Assembled, engine: Engine) -> str:
+    """The same by the model that is about to be trained. A collective."""
+    return f"{wanted.words}, computed in {_ask_trained(wanted, prepared, assembled, engine):.1f} s; no second model"
+
+
+def _attach_kept(wanted: Wanted, prepared: Prepared, engine: Engine) -> bool:
+    """Hands what an earlier run kept to the token stores. Whether all of it was there, on every rank."""
+    found = [_kept(wanted.files[store.directory], wanted.reference, len(store)) for store in stores(prepared)]
+    there = engine.sum_over_ranks([float(all(values is not None for values in found))])[0] == engine.world_size
+    if there:
+        _attach(prepared, [values for values in found if values is not None])
+    return there
+
+
+def _ask_another(wanted: Wanted, prepared: Prepared, engine: Engine, attention: str) -> float:
+    """Loads the reference model, asks it, and lets it go. Seconds. A collective."""
+    model = load_start_model(
+        prepared, wanted.model_dir, attention=attention, with_adapter=wanted.reference.model == START
+    )
+    resolved = prepared.resolved
+    module = TrainModule(
+        model=model.to(engine.device, engine.dtype),
+        stage=prepared.stage,
+        stage_name=resolved.stage.name,
+        loss=None,  # type: ignore[arg-type]  # it is not called
+        loss_name=resolved.loss.name,
+    )
+    module.policy = make_policy(model, share_prefixes=bool(getattr(prepared.stage, "shares_prefixes", False)))
+    module.eval()
+    module.asks_reference = True
+
+    def ask(batch: Batch) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            output: StepOutput = module(batch.to(engine.device))
+            return output.per_example
+
+    return _ask_all(wanted, prepared, engine, ask)
+
+
+def _ask_trained(wanted: Wanted, prepared: Prepared, assembled: Assembled, engine: Engine) -> float:
+    """Asks the model that is about to be trained: its weights are the reference's still, or its adapter is put aside.
+    Seconds. A collective."""
+    module = assembled.module
+    aside = nullcontext()
+    if wanted.reference.model == BASE and assembled.adapter is not None:
+        aside = assembled.adapter.base_policy(model=assembled.model)  # type: ignore[assignment]
+    module.asks_reference = True
+    try:
+        with aside:
+            return _ask_all(wanted, prepared, engine, lambda batch: engine.evaluate(batch=batch).per_example)
+    finally:
+        module.asks_reference = False
+
+
+def _ask_all(wanted: Wanted, prepared: Prepared, engine: Engine, ask: Ask) -> float:
+    started = time.perf_counter()
+    found = []
+    for store in stores(prepared):
+        values = _ask_store(wanted, prepared, store, engine, ask)
+        path = wanted.files[store.directory]
+        on_all_ranks(engine, partial(_keep, engine, path, values), "keeping the reference's figures")
+        found.append(values)
+    _attach(prepared, found)
+    return time.perf_counter() - started
+
+
+def _ask_store(
+    wanted: Wanted, prepared: Prepared, store: TokenStore, engine: Engine, ask: Ask
+) -> dict[str, np.ndarray]:
+    """Each rank asks about its share of the micro-batches; all of them run the same number of forward passes."""
+    values = {name: np.zeros(len(store), dtype=np.float64) for name in wanted.reference.columns}
+    batches = list(_batches(len(store), prepared.resolved.config.train.micro_batch_size))
+    passes = -(-len(batches) // engine.world_size)
+    bar = tqdm(total=passes, unit="batch", desc="reference", disable=engine.rank != 0 or not sys.stderr.isatty())
+    for turn in range(passes):
+        at = turn * engine.world_size + engine.rank
+        rows = batches[min(at, len(batches) - 1)]
+        figures = ask(collate(store, prepared.stage, rows))
+        if at < len(batches):
+            for name, column in values.items():
+                column[list(rows)] = figures[name].double().cpu().numpy()
+        bar.update()
+    bar.close()
+    return {name: _of_all_ranks(column, engine) for name, column in values.items()}
+
+
+def _batches(rows: int, size: int) -> Iterator[tuple[int, ...]]:
+    for start in range(0, rows, size):
+        yield tuple(range(start, min(start + size, rows)))
+
+
+def _of_all_ranks(column: np.ndarray, engine: Engine) -> np.ndarray:
+    """Each row's figure is of one rank and zero on the others, so that their sum is exact."""
+    if engine.world_size > 1:
+        parts = [column[at : at + SUMMED_AT_ONCE] for at in range(0, len(column), SUMMED_AT_ONCE)]
+        column = np.concatenate([engine.sum_over_ranks(part.tolist()) for part in parts])
+    return column.astype(np.float32)
+
+
+def _attach(prepared: Prepared, found: list[dict[str, np.ndarray]]) -> None:
+    for store, values in zip(stores(prepared), found, strict=True):
+        store.attach(values)
+    if prepared.eval_store.directory == prepared.store.directory:
+        prepared.eval_store.attach(found[0])
+
+
+def _keep(engine: Engine, path: Path, values: dict[str, np.ndarray]) -> None:
+    if engine.rank != 0:
+        return
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(".writing")
+        save_file(values, beside)
+        beside.replace(path)
+
+
+def _kept(path: Path, reference: Reference, rows: int) -> dict[str, np.ndarray] | None:
+    try:
+        values = load_file(path)
+    except (OSError, SafetensorError):
+        return None
+    whole = set(values) == set(reference.columns) and all(column.shape == (rows,) for column in values.values())
+    return values if whole else None
+
+
+def _digest(told: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _has_config(directory: Path) -> bool:
+    return (directory / "config.json").is_file()

@@ -1,0 +1,152 @@
+"""What a model's step costs in FLOPs, what the device could do, and how much memory the process took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bumblecore_core.protocols import Engine
+from bumblecore_core.values import Batch
+
+FORWARD_AND_BACKWARD, WITHOUT_WEIGHT_GRADIENT = 6, 4  # FLOPs a weight and position
+PROBE_SIZE = {"cpu": 1024, "cuda": 8192}
+PROBE_SECONDS, PROBE_REPEATS = 0.1, 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flops:
+    """FLOPs of a training step by what the model has to compute (Chowdhery et al. 2022, "PaLM", appendix B): what
+    gradient checkpointing computes a second time does not count, nor do norms and element-wise operations.
+
+    `per_token`: 6 for each weight of the matrix products outside the head, 4 where it is frozen. `per_head_position`:
+    the same for the head, which is computed at some positions only. `attention`: for each layer (heads × head size,
+    sliding window or None); each costs 12 · heads · head size for each pair of positions that attend to one another.
+    """
+
+    per_token: float
+    per_head_position: float
+    attention: Sequence[tuple[int, int | None]]
+
+    def of(self, batch: Batch) -> float:
+        """FLOPs of forward and backward pass of one micro-batch."""
+        found = self.per_token * batch.tokens + self.per_head_position * batch.scored
+        for width, window in self.attention:
+            found += 12 * width * sum(_pairs(length, window) for length in batch.document_lengths)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """What the utilization is told against: `flops` of a micro-batch, `peak` FLOP/s of all devices together, and in
+    words where the peak is from."""
+
+    flops: Flops
+    peak: float
+    words: str
+
+
+def speed_of(engine: Engine, model: Any, stated_tflops: float | None) -> Speed:
+    """The model's FLOPs, and the peak of this run's devices: as stated (of one device), or measured now on each. A
+    collective."""
+    mine = stated_tflops * 1e12 if stated_tflops else measured_peak(engine.device, engine.dtype)
+    peak = engine.sum_over_ranks([mine])[0]
+    devices = f" on {engine.world_size} devices" if engine.world_size > 1 else ""
+    words = f"{peak / 1e12:.3g} TFLOP/s{devices}, {'as stated' if stated_tflops else 'measured by a matrix product'}"
+    return Speed(flops=count_flops(model), peak=peak, words=words)
+
+
+def count_flops(model: Any) -> Flops:
+    """Counted from the parameters of a transformers causal language model, with an adapter in it or not. Experts of a
+    mixture count by the share of them that a token passes through."""
+    config = model.config.get_text_config()
+    head = model.get_output_embeddings()
+    head_weight = getattr(head, "weight", None)
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    per_token = 0.0
+    for name, parameter in model.named_parameters():
+        if parameter.dim() >= 2 and parameter is not head_weight and id(parameter) not in tables:
+            per_token += _cost(parameter) * (_active_share(config) if "experts" in name else 1.0)
+    return Flops(
+        per_token=per_token,
+        per_head_position=0.0 if head_weight is None else _cost(head_weight),
+        attention=_attention(config),
+    )
+
+
+def _cost(parameter: Any) -> float:
+    size = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves an empty parameter on each rank
+    return float((FORWARD_AND_BACKWARD if parameter.requires_grad else WITHOUT_WEIGHT_GRADIENT) * size)
+
+
+def _active_share(config: Any) -> float:
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    experts = next((count for name in names if (count := getattr(config, name, None))), None)
+    chosen = getattr(config, "num_experts_per_tok", None)
+    return chosen / experts if experts and chosen else 1.0
+
+
+def _attention(config: Any) -> list[tuple[int, int | None]]:
+    heads = getattr(config, "num_attention_heads", None) or 1
+    width = heads * (getattr(config, "head_dim", None) or getattr(config, "hidden_size", 0) // heads)
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        used = window if getattr(config, "use_sliding_window", True) else None
+        return [(width, used)] * getattr(config, "num_hidden_layers", 0)
+    windows: Mapping[str, int | None] = {"full_attention": None, "sliding_attention": window}
+    return [(width, windows[kind]) for kind in kinds if kind in windows]
+
+
+def _pairs(length: int, window: int | None) -> int:
+    """How many (query, key) pairs causal attention has in a document, each query seeing at most `window` keys."""
+    if window is None or length <= window:
+        return length * (length + 1) // 2
+    return window * (window + 1) // 2 + (length - window) * window
+
+
+def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a square matrix product in `dtype`, the best of a few within about a tenth of a second. Nothing random
+    is drawn."""
+    size = PROBE_SIZE.get(device.type, PROBE_SIZE["cuda"])
+    matrix = torch.linspace(-1, 1, size * size, device=device).reshape(size, size).to(dtype)
+    product = matrix @ matrix
+    best, until = float("inf"), time.perf_counter() + PROBE_SECONDS
+    for _ in range(PROBE_REPEATS):
+        _wait(device)
+        started = time.perf_counter()
+        torch.mm(matrix, matrix, out=product)
+        _wait(device)
+        best = min(best, time.perf_counter() - started)
+        if time.perf_counter() > until:
+            break
+    return float(2 * size**3 / best)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Highest memory so far in bytes: the allocator's on a GPU, the process's resident size on a CPU; 0 where the
+    system does not say."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    try:  # not getrusage, whose figure begins at that of the process which started this one
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return _resident_by_getrusage()
+    return float(next((line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")), 0)) * 1024
+
+
+def _resident_by_getrusage() -> float:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # bytes on macOS, which has no /proc

@@ -1,0 +1,223 @@
+"""Adapter directories as PEFT writes them: finding the base model, attaching, loading with checks, folding in.
+
+An adapter directory holds `adapter_config.json` and `adapter_model.safetensors`, and names the directory of its base
+model. That base may be an adapter directory itself, where a run trained an adapter on top of another: all of them make
+a chain that ends in a model directory.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bumblecore_core.errors import BumbleError, ModelError, Problem, one
+from bumblecore_core.toolkit.json_files import require_json_object
+
+if TYPE_CHECKING:
+    import torch
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BASE_KEY = "base_model_name_or_path"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+SHOWN = 5
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without PEFT's warnings: what they warn of (another base, tied weights) is checked here, with better words."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether a directory holds an adapter rather than a model."""
+    return (directory / ADAPTER_CONFIG).is_file() and not (directory / "config.json").is_file()
+
+
+def adapter_chain(directory: Path, *, field: str = "model.path") -> tuple[Path, tuple[Path, ...]]:
+    """The model directory under `directory`, and the adapters on top of it in the order of folding in (none where
+    `directory` is a model itself).
+
+    Raises `ModelError`: BC061 where a base model is not at the place that its adapter names, BC064 for an unreadable
+    `adapter_config.json` or a chain that comes back to itself.
+    """
+    adapters: list[Path] = []
+    while is_adapter(directory):
+        if directory in adapters:
+            fix = f"Correct {BASE_KEY} in {ADAPTER_CONFIG}"
+            raise one(ModelError, "BC064", "this adapter is its own base model", fix, place=str(directory), field=field)
+        adapters.insert(0, directory)
+        directory = _base_of(directory, field)
+    return directory, tuple(adapters)
+
+
+def named_base(directory: Path) -> str:
+    """What the adapter of `directory` says that it was made for; empty where it says nothing."""
+    return str(json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8")).get(BASE_KEY) or "")
+
+
+def tokenizer_source(directory: Path) -> Path:
+    """The directory whose tokenizer belongs to a model or adapter: its own, or the base's of an adapter without one."""
+    base, adapters = adapter_chain(directory)
+    for candidate in reversed(adapters):
+        if any((candidate / name).is_file() for name in TOKENIZER_FILES):
+            return candidate
+    return base
+
+
+def read_adapter_config(directory: Path, *, field: str = "model.path") -> Any:
+    """The PEFT config in `directory`. Raises `ModelError` BC064."""
+    from peft import PeftConfig
+
+    require_json_object(directory / ADAPTER_CONFIG, field)
+    with quietly():
+        try:
+            return PeftConfig.from_pretrained(str(directory))
+        except Exception as error:
+            problem = f"PEFT cannot read this adapter's config: {type(error).__name__}: {error}"
+            fix = "Check that the file is whole, and that your version of PEFT knows this kind of adapter"
+            place = str(directory / ADAPTER_CONFIG)
+            raise one(ModelError, "BC064", problem, fix, place=place, field=field) from error
+
+
+def attached(model: Any, config: Any, directory: Path, *, field: str = "model.path") -> Any:
+    """`model` with the (yet untrained) parts that `config`, read from `directory`, describes. Raises `ModelError` BC033
+    where they do not fit the model."""
+    from peft import get_peft_model
+
+    made_for = named_base(directory)
+    with quietly():
+        try:
+            return get_peft_model(model, config)
+        except (ValueError, AttributeError, TypeError) as error:
+            raise _other_base(
+                f"its modules are not in this model ({error})", made_for, model, directory, field
+            ) from error
+
+
+def load_weights(model: Any, directory: Path, *, field: str = "model.path") -> None:
+    """Puts the saved weights of `directory` into the PEFT `model`. Raises `ModelError` BC033, with names and shapes,
+    where they are those of an adapter for another base model, and BC029 or BC064 for a missing or broken file."""
+    put_weights(model, read_weights(directory, field=field), directory, field=field)
+
+
+def read_weights(directory: Path, *, field: str = "model.path") -> dict[str, torch.Tensor]:
+    """The saved tensors of an adapter, on the CPU."""
+    from safetensors.torch import load_file
+
+    file = directory / ADAPTER_WEIGHTS
+    if not file.is_file():
+        fix = "Copy the adapter again; weights in other formats are not read"
+        problem = f"the adapter has no {ADAPTER_WEIGHTS}"
+        raise one(ModelError, "BC029", problem, fix, place=str(directory), field=field)
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(file)
+    except Exception as error:
+        problem, fix = f"not a whole safetensors file ({error})", "Copy the adapter again"
+        raise one(ModelError, "BC064", problem, fix, place=str(file), field=field) from error
+    return tensors
+
+
+def put_weights(model: Any, tensors: Mapping[str, torch.Tensor], directory: Path, *, field: str = "model.path") -> None:
+    """Puts tensors under their saved names into the PEFT `model`; see `load_weights`."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    known = {**model.state_dict(), **own}  # some adapters come with base weights, such as resized embeddings
+    wrong = [f"{name} is missing" for name in sorted(own.keys() - tensors.keys())]
+    wrong += [f"{name} has no place" for name in sorted(tensors.keys() - known.keys())]
+    wrong += [
+        f"{name} is {tuple(tensors[name].shape)} and must be {tuple(known[name].shape)}"
+        for name in sorted(tensors.keys() & known.keys())
+        if tensors[name].shape != known[name].shape
+    ]
+    if wrong:
+        more = f" … and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise _other_base("; ".join(wrong[:SHOWN]) + more, named_base(directory), model, directory, field)
+    set_peft_model_state_dict(model, dict(tensors))
+
+
+def fold_in(model: Any, directory: Path) -> Any:
+    """The plain model whose weights are those of `model`, an adapter's base, with the adapter of `directory` folded in,
+    every parameter trainable. Folding rounds in the model's dtype: load it in float32. Raises `ModelError`."""
+    adapter = attached(model, read_adapter_config(directory), directory)
+    load_weights(adapter, directory)
+    if not hasattr(adapter, "merge_and_unload"):
+        problem, fix = "this kind of adapter cannot be folded into weights", "Use a LoRA adapter"
+        raise one(ModelError, "BC064", problem, fix, place=str(directory), field="model.path")
+    with quietly():
+        merged = adapter.merge_and_unload()
+    for parameter in merged.parameters():
+        parameter.requires_grad_(True)
+    merged.name_or_path = str(directory)
+    return merged
+
+
+def load_model(directory: Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> Any:
+    """The model of a directory, ready to use, in `dtype` or its own. Of an adapter's directory: its base with the
+    adapters folded in float32 (which takes 4 bytes a parameter meanwhile) and rounded once. Raises `ModelError`."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    base, adapters = adapter_chain(directory)
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(base),
+            dtype="auto",
+            attn_implementation="sdpa",
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+        )
+    except Exception as error:
+        problem = f"the model cannot be loaded: {' '.join(str(error).split())[:200]}"
+        raise one(ModelError, "BC064", problem, "check that its files are whole", place=str(base)) from error
+    dtype = dtype or model.dtype
+    if adapters:
+        _cast(model, torch.float32)
+    for adapter in adapters:
+        model = fold_in(model, adapter)
+    _cast(model, dtype)
+    return model.eval()
+
+
+def _cast(model: Any, dtype: torch.dtype) -> None:
+    """Parameters alone: rotary frequencies in half precision would shift positions."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
+def _base_of(directory: Path, field: str) -> Path:
+    require_json_object(directory / ADAPTER_CONFIG, field)
+    named = named_base(directory)
+    base = Path(named).expanduser()
+    if named and (is_adapter(base) or (base / "config.json").is_file()):
+        return base
+    place = str(directory / ADAPTER_CONFIG)
+    problem = f"the adapter's base model is not at {named!r} (nothing is looked up on the network)"
+    if not named:
+        problem = "the adapter does not say which base model it was made for"
+    fix = f"Put the base model there, or write its directory as {BASE_KEY} into this file"
+    raise one(ModelError, "BC061", problem, fix, place=place, field=field)
+
+
+def _other_base(problem: str, made_for: str, model: Any, directory: Path, field: str) -> BumbleError:
+    here = getattr(model.config, "_name_or_path", "") or getattr(model.config, "model_type", "this model")
+    return ModelError(
+        [
+            Problem(
+                code="BC033",
+                problem=f"the adapter was made for {made_for or 'an unnamed model'} and does not fit {here}: {problem}",
+                fix="Use it with the model that it was made for",
+                place=str(directory),
+                field=field,
+            )
+        ]
+    )
