@@ -13,22 +13,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PEERS = Path(__file__).resolve().parent / "peers"
-sys.path.insert(0, str(PEERS))
-from setting import (  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
+from processes import (
+    MIB,
+    Processes,
+    RunFailed,
+    add_machine_options,
+    bumble_cuda_peak,
+    machine,
+)
+from setting import (
     DTYPES,
     FRAMEWORKS,
     PILOT_STEPS,
     PRESETS,
+    SET,
     like,
     loss_distance,
     ratios,
@@ -36,14 +40,6 @@ from setting import (  # noqa: E402
     tokens_per_second,
     variants,
 )
-
-LIBRARIES = ("bumblecore", "torch", "transformers", "trl", "accelerate")
-MIB = 2**20
-PURE = {
-    "default": [],
-    "bf16-weights": ["--set", "model.master_weights=false", "--set", "train.float32_gradients=false"],
-}
-"""What `bumble run` is given beside the config, by variant."""
 
 
 def parse(given: list[str] | None = None) -> argparse.Namespace:
@@ -58,10 +54,7 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="alpaca rows, JSON or a row a line; made up when not given")
     parser.add_argument("--frameworks", default=",".join(FRAMEWORKS), help="which to run, in this order")
     parser.add_argument("--variants", default="fastest", help="fastest: by a pilot; all; or names, with commas")
-    parser.add_argument("--rounds", type=int, default=2, help="runs of each framework")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
-    parser.add_argument("--json", type=Path, help="write everything measured to this file")
+    add_machine_options(parser)
     args = parser.parse_args(given)
     args.frameworks = args.frameworks.split(",")
     unknown = [name for name in args.frameworks if name not in FRAMEWORKS]
@@ -86,29 +79,13 @@ def main() -> None:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
-class RunFailed(Exception):
-    """A process failed. `args[0]`: the command, then the last lines that it wrote."""
-
-
 class Bench:
     """One comparison in one directory."""
 
     def __init__(self, args: argparse.Namespace, directory: Path) -> None:
         self.args, self.directory = args, directory
         self.facts: dict[str, Any] = {}
-        threads = str(args.threads)
-        self.environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": threads,
-            "MKL_NUM_THREADS": threads,
-            "TOKENIZERS_PARALLELISM": "false",
-            "HF_HUB_OFFLINE": "1",
-            "HF_DATASETS_CACHE": str(directory / "datasets"),
-            "BUMBLE_NO_PLUGINS": "1",
-            "PYTHONPATH": os.pathsep.join([str(PEERS), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        }
-        if args.device == "cpu":
-            self.environment["CUDA_VISIBLE_DEVICES"] = ""
+        self.processes = Processes(directory, threads=args.threads, cpu_only=args.device == "cpu")
         self.setting = {
             "directory": str(directory),
             "preset": args.preset,
@@ -118,13 +95,13 @@ class Bench:
             "dtype": args.dtype,
             "data": str(args.data.resolve()) if args.data else None,
             "threads": args.threads,
-            "on_gpu": args.device == "auto" and self._has_gpu(),
+            "on_gpu": args.device == "auto" and self.processes.has_gpu(),
         }
         (directory / "setting.json").write_text(json.dumps(self.setting))
 
     def prepare(self) -> None:
         """Weights, tokenizer and rows."""
-        self._run([sys.executable, str(PEERS / "prepare.py"), str(self.directory / "setting.json")])
+        self.processes.run_part("prepare.py", str(self.directory / "setting.json"))
         self.facts = json.loads((self.directory / "facts.json").read_text())
 
     def title(self) -> str:
@@ -180,17 +157,13 @@ class Bench:
         if framework == "bumble":
             return self._run_bumble(variant)
         out = self.directory / "out.json"
-        command = [sys.executable, str(PEERS / "hf_worker.py"), str(self.directory / "setting.json")]
-        peak = self._run([*command, framework, variant, str(steps), str(out)])
+        setting = str(self.directory / "setting.json")
+        peak = self.processes.run_part("hf_worker.py", setting, framework, variant, str(steps), str(out))
         return {**json.loads(out.read_text()), "peak_rss_bytes": peak}
 
     def _run_bumble(self, variant: str) -> dict[str, Any]:
-        plugin = ["-p", "cuda_peak"] if self.setting["on_gpu"] else []
-        config = str(self.directory / "bumble.yaml")
-        peak = self._run(
-            [sys.executable, "-m", "bumblecore_core", *plugin, "run", "--overwrite", config, *PURE[variant]]
-        )
-        run = self.directory / "run"
+        on_gpu, run = self.setting["on_gpu"], self.directory / "run"
+        peak = self.processes.run_bumble(self.directory / "bumble.yaml", SET[variant], on_gpu=on_gpu)
         steps = json.loads((run / "metrics.json").read_text())
         seconds = [1 / step["steps_per_second"] for step in steps]
         tokens = [round(step["tokens_per_second"] * second) for step, second in zip(steps, seconds, strict=True)]
@@ -201,7 +174,7 @@ class Bench:
             "seconds": seconds,
             "losses": [step["loss"] for step in steps],
             "peak_rss_bytes": peak,
-            "peak_cuda_bytes": int((run / "cuda_peak.txt").read_text()) if plugin else 0,
+            "peak_cuda_bytes": bumble_cuda_peak(run, on_gpu=on_gpu),
         }
 
     def _fastest(self, framework: str, names: list[str]) -> str:
@@ -222,22 +195,6 @@ class Bench:
     def _words(self, run: dict[str, Any]) -> str:
         speed = tokens_per_second(self.facts["step_tokens"][: len(run["seconds"])], run["seconds"])
         return f"{speed:.1f} tokens/s, {run['peak_rss_bytes'] / MIB:.0f} MiB"
-
-    def _has_gpu(self) -> bool:
-        """Asked in another process: this one must stay small (see `setting.py`)."""
-        check = [sys.executable, "-c", "import torch, sys; sys.exit(not torch.cuda.is_available())"]
-        return subprocess.run(check, env=self.environment, check=False).returncode == 0
-
-    def _run(self, command: list[str]) -> int:
-        """Runs to the end; returns the process's own peak resident size in bytes."""
-        log = self.directory / "log.txt"
-        with log.open("wb") as sink:
-            process = subprocess.Popen(command, env=self.environment, stdout=sink, stderr=sink, cwd=self.directory)
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise RunFailed([f"failed: {' '.join(command)}", *log.read_text(errors="replace").splitlines()[-25:]])
-        return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def print_table(figures: dict[str, dict[str, Any]]) -> None:
@@ -261,27 +218,6 @@ def print_table(figures: dict[str, dict[str, Any]]) -> None:
             f"({found['faster_peer']}) in {found['share_of_its_memory']:.2f} of its memory; "
             f"{found['share_of_the_leaner_peers_memory']:.2f} of the leaner peer's ({found['leaner_peer']})"
         )
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    libraries = {}
-    for name in LIBRARIES:
-        try:
-            libraries[name] = version(name)
-        except PackageNotFoundError:
-            libraries[name] = None
-    return {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version(), **libraries}
-
-
-def processor() -> str:
-    """The processor's name; on Linux from /proc/cpuinfo."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

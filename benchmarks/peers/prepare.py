@@ -97,8 +97,10 @@ def encode(tokenizer: Any, chat: Chat) -> Encoded:
     return {"input_ids": list(found["input_ids"]), "assistant_masks": list(found["assistant_masks"])}
 
 
-def write_config(directory: Path, setting: dict[str, Any]) -> Path:
-    """BumbleCore's run: its defaults, but for what the comparison fixes."""
+def write_config(
+    directory: Path, setting: dict[str, Any], *, name: str = "bumble.yaml", changes: dict[str, Any] | None = None
+) -> Path:
+    """BumbleCore's run: its defaults, but for what the comparison fixes. `changes`: sections in place of those here."""
     loggers = ["progress", "log_file", "metrics_json"]
     config = {
         "stage": "sft",
@@ -115,14 +117,15 @@ def write_config(directory: Path, setting: dict[str, Any]) -> Path:
         "checkpoint": {"save_last": False},
         "loggers": [*loggers, "cuda_peak"] if setting["on_gpu"] else loggers,
         "output_dir": str(directory / "run"),
+        **(changes or {}),
     }
-    path = directory / "bumble.yaml"
+    path = directory / name
     path.write_text(yaml.safe_dump(config))
     return path
 
 
-def planned_steps(config: Path, rows: list[Encoded]) -> list[list[int]]:
-    """The rows of each of BumbleCore's optimizer steps; fails where it trains on other tokens than the template's."""
+def prepared_run(config: Path) -> Any:
+    """What BumbleCore makes of a config before it loads the weights: token shards and batch plan."""
     from bumblecore_core.config.resolve import load_run
     from bumblecore_core.registry import PluginSwitches, load_registry
     from bumblecore_core.run.assemble import prepare
@@ -130,7 +133,17 @@ def planned_steps(config: Path, rows: list[Encoded]) -> list[list[int]]:
     switches = PluginSwitches(builtins_only=True)
     registry = load_registry(switches)
     resolved = load_run(config, ["loggers=[]"], registry)
-    prepared = prepare(resolved, registry, switches, world_size=1, progress=False)
+    return prepare(resolved, registry, switches, world_size=1, progress=False)
+
+
+def steps_of(prepared: Any) -> list[list[int]]:
+    """The rows of each optimizer step."""
+    return [list(window.micro_batches[0][0].rows) for window in prepared.plan.windows()]
+
+
+def planned_steps(config: Path, rows: list[Encoded]) -> list[list[int]]:
+    """The rows of each of BumbleCore's optimizer steps; fails where it trains on other tokens than the template's."""
+    prepared = prepared_run(config)
     if len(prepared.store) != len(rows):
         raise SystemExit(f"BumbleCore keeps {len(prepared.store)} of {len(rows)} rows")
     for index, row in enumerate(rows):
@@ -140,7 +153,7 @@ def planned_steps(config: Path, rows: list[Encoded]) -> list[list[int]]:
             mask[start:end] = 1
         if example["input_ids"].tolist() != row["input_ids"] or mask.tolist() != row["assistant_masks"]:
             raise SystemExit(f"row {index}: BumbleCore's tokens are not the chat template's")
-    return [list(window.micro_batches[0][0].rows) for window in prepared.plan.windows()]
+    return steps_of(prepared)
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 PRESETS: Mapping[str, Mapping[str, int]] = {
@@ -29,6 +29,12 @@ FRAMEWORKS: Mapping[str, str] = {
     "trainer": "transformers Trainer",
     "trl": "TRL SFTTrainer",
 }
+
+SET: Mapping[str, list[str]] = {
+    "default": [],
+    "bf16-weights": ["model.master_weights=false", "train.float32_gradients=false"],
+}
+"""What `bumble run` is told beside the config, by variant."""
 
 # Template and tokens: ChatML with the marks that say which tokens are the assistant's.
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -79,7 +85,7 @@ def like(variant: str) -> str:
 
 
 def tokens_per_second(tokens: Sequence[int], seconds: Sequence[float]) -> float:
-    """Real tokens over wall seconds of every step but the first, which warms up."""
+    """Real tokens (or pairs) over wall seconds of every step but the first, which warms up."""
     return sum(tokens[1:]) / sum(seconds[1:])
 
 
@@ -104,21 +110,26 @@ def loss_distance(losses: Sequence[float], reference: Sequence[float]) -> float:
     return max(abs(one - other) / abs(other) for one, other in zip(losses, reference, strict=True))
 
 
-def ratios(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+def ratios(
+    figures: Mapping[str, Mapping[str, Any]],
+    *,
+    speed: str = "tokens_per_second",
+    like: Callable[[str], str] = like,
+) -> dict[str, Any] | None:
     """BumbleCore beside the faster peer (speed, and that peer's memory) and the leaner one, each time in the setting
-    that is like the peer's; None without both sides."""
+    that is `like` the peer's; None without both sides."""
     own = {found["variant"]: found for name, found in figures.items() if name.split(" ")[0] == "bumble"}
     peers = {name: found for name, found in figures.items() if name.split(" ")[0] != "bumble"}
     peers = {name: found for name, found in peers.items() if like(found["variant"]) in own}
     if not peers:
         return None
     memory = "peak_cuda_bytes" if all(found["peak_cuda_bytes"] > 0 for found in own.values()) else "peak_rss_bytes"
-    faster = max(peers, key=lambda name: peers[name]["tokens_per_second"])
+    faster = max(peers, key=lambda name: peers[name][speed])
     leaner = min(peers, key=lambda name: peers[name][memory])
     beside_faster, beside_leaner = (own[like(peers[name]["variant"])] for name in (faster, leaner))
     return {
         "faster_peer": faster,
-        "times_the_faster_peer": beside_faster["tokens_per_second"] / peers[faster]["tokens_per_second"],
+        "times_the_faster_peer": beside_faster[speed] / peers[faster][speed],
         "memory": memory,
         "share_of_its_memory": beside_faster[memory] / peers[faster][memory],
         "leaner_peer": leaner,

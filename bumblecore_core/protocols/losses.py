@@ -36,7 +36,7 @@ class PreferenceLoss(Protocol):
         chosen_lengths: torch.Tensor,
         rejected_lengths: torch.Tensor,
     ) -> StepOutput:
-        """`chosen`, `rejected`, and those of the reference model: (P,) float32 log-probabilities of P completions,
+        """`chosen`, `rejected`, and those of the reference model: (P,) float64 log-probabilities of P completions,
         summed over tokens; the reference's are None where the record does not need them. `chosen_lengths`,
         `rejected_lengths`: (P,) how many tokens were summed. Returns the sum over pairs, and P."""
         ...
@@ -49,7 +49,7 @@ class FeedbackLoss(Protocol):
         self, *, completion: torch.Tensor, reference: torch.Tensor | None, desirable: torch.Tensor, kl: torch.Tensor
     ) -> StepOutput:
         """`completion`, and `reference`, that of the reference model (None where the record does not need it): (R,)
-        float32 log-probabilities of R completions, summed over tokens. `desirable`: (R,) bool. `kl`: how far policy
+        float64 log-probabilities of R completions, summed over tokens. `desirable`: (R,) bool. `kl`: how far policy
         and reference are apart, a scalar of nats without a gradient; 0 where that is not estimated. Returns the sum
         over rows, and R."""
         ...

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -87,7 +87,13 @@ def wanted_reference(prepared: Prepared) -> Wanted | None:
         "stage": [stage.name, resolved.stage.options.model_dump(mode="json")],
         "attention": resolved.config.model.attention,
         "dtype": resolved.config.model.dtype,
-        "seed": resolved.config.train.seed if adapter and reference.model == START else None,
+        "batches": [
+            resolved.config.train.model_dump(
+                mode="json", include={"micro_batch_size", "gradient_accumulation_steps", "seed", "epochs", "max_steps"}
+            ),
+            prepared.plan.options.world_size,
+            resolved.config.data.model_dump(mode="json", include={"packing", "eval_split"}),
+        ],
         "libraries": {name: installed_version(name) for name in LIBRARIES},
     }
     cache = resolved.config.data.cache_dir
@@ -190,7 +196,7 @@ def _ask_store(
 ) -> dict[str, np.ndarray]:
     """Each rank asks about its share of the micro-batches; all of them run the same number of forward passes."""
     values = {name: np.zeros(len(store), dtype=np.float64) for name in wanted.reference.columns}
-    batches = list(_batches(len(store), prepared.resolved.config.train.micro_batch_size))
+    batches = _first_batches(prepared, store)
     passes = -(-len(batches) // engine.world_size)
     bar = tqdm(total=passes, unit="batch", desc="reference", disable=engine.rank != 0 or not sys.stderr.isatty())
     for turn in range(passes):
@@ -205,9 +211,24 @@ def _ask_store(
     return {name: _of_all_ranks(column, engine) for name, column in values.items()}
 
 
-def _batches(rows: int, size: int) -> Iterator[tuple[int, ...]]:
-    for start in range(0, rows, size):
-        yield tuple(range(start, min(start + size, rows)))
+def _first_batches(prepared: Prepared, store: TokenStore) -> list[tuple[int, ...]]:
+    """The micro-batches in which the run's rows of this store are first met, in training or in evaluation: in them the
+    policy computes a row as its reference did, to the bit, for the same kernels see the same shapes. Rows that the run
+    does not reach are not asked about."""
+    found: list[tuple[int, ...]] = []
+    seen: set[int] = set()
+    for plan, of in ((prepared.plan, prepared.store), (prepared.eval_plan, prepared.eval_store)):
+        if plan is None or of.directory != store.directory:
+            continue
+        wanted = set(plan.rows.tolist())
+        for window in plan.windows():
+            for micro in (micro for rank in window.micro_batches for micro in rank if micro.counts):
+                if not seen.issuperset(micro.rows):
+                    found.append(micro.rows)
+                    seen.update(micro.rows)
+            if wanted <= seen:
+                break
+    return found
 
 
 def _of_all_ranks(column: np.ndarray, engine: Engine) -> np.ndarray:
@@ -215,7 +236,7 @@ def _of_all_ranks(column: np.ndarray, engine: Engine) -> np.ndarray:
     if engine.world_size > 1:
         parts = [column[at : at + SUMMED_AT_ONCE] for at in range(0, len(column), SUMMED_AT_ONCE)]
         column = np.concatenate([engine.sum_over_ranks(part.tolist()) for part in parts])
-    return column.astype(np.float32)
+    return column
 
 
 def _attach(prepared: Prepared, found: list[dict[str, np.ndarray]]) -> None:

@@ -62,22 +62,23 @@ class _FusedLogprobs(torch.autograd.Function):
         needs = tuple(bool(with_gradients and need) for need in ctx.needs_input_grad[:3])
         # In fp16 an unscaled gradient of a logit can underflow: it is left to the backward pass, after the loss scale.
         at_once = needs == (True, False, False) and weight.dtype != torch.float16
-        normalizers = torch.empty(len(targets), dtype=wide, device=hidden.device)
-        found = torch.empty_like(normalizers)
+        found = torch.empty(len(targets), dtype=wide, device=hidden.device)
         grad_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if at_once else None
         for kept, logits in _chunks(hidden, weight, bias, workspace):
             for block in row_blocks(logits, wide):
                 rows = slice(kept.start + block.start, kept.start + block.stop)
                 values, slope = _values(logits[block], wide, head, workspace, with_slope=at_once)
-                normalizers[rows] = torch.logsumexp(values, 1)
-                found[rows] = values.gather(1, targets[rows, None])[:, 0] - normalizers[rows]
+                picked, peak = values.gather(1, targets[rows, None]), values.amax(1, keepdim=True)
+                # The largest probability is 1 / sum(exp(x - peak)): the logsumexp without a pass of exp of its own.
+                softmax = torch.softmax(values, 1, out=values)
+                found[rows] = (picked - peak + softmax.amax(1, keepdim=True).log())[:, 0]
                 if at_once:
-                    ones = torch.ones_like(normalizers[rows])
-                    logits[block] = _logit_gradient(values, slope, targets[rows], normalizers[rows], ones, head)
+                    ones = torch.ones_like(found[rows])
+                    logits[block] = _logit_gradient(softmax, slope, targets[rows], ones, head)
             if grad_hidden is not None:
                 torch.mm(logits, weight, out=grad_hidden[kept])
         ctx.needs, ctx.head, ctx.workspace = needs, head, workspace
-        ctx.save_for_backward(*((grad_hidden,) if at_once else (hidden, weight, bias, targets, normalizers)))
+        ctx.save_for_backward(*((grad_hidden,) if at_once else (hidden, weight, bias, targets)))
         return found
 
     @staticmethod
@@ -86,8 +87,8 @@ class _FusedLogprobs(torch.autograd.Function):
         if len(ctx.saved_tensors) == 1:
             (grad_hidden,) = ctx.saved_tensors
             return (grad_hidden * grad[:, None].to(grad_hidden.dtype), *[None] * 6)
-        hidden, weight, bias, targets, normalizers = ctx.saved_tensors
-        wide = normalizers.dtype
+        hidden, weight, bias, targets = ctx.saved_tensors
+        wide = grad.dtype
         grad_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if ctx.needs[0] else None
         grad_weight: torch.Tensor | None = None
         grad_bias = torch.zeros(len(weight), dtype=wide, device=weight.device) if ctx.needs[2] else None
@@ -95,7 +96,8 @@ class _FusedLogprobs(torch.autograd.Function):
             for block in row_blocks(logits, wide):
                 rows = slice(kept.start + block.start, kept.start + block.stop)
                 values, slope = _values(logits[block], wide, ctx.head, ctx.workspace, with_slope=True)
-                gradient = _logit_gradient(values, slope, targets[rows], normalizers[rows], grad[rows], ctx.head)
+                softmax = torch.softmax(values, 1, out=values)
+                gradient = _logit_gradient(softmax, slope, targets[rows], grad[rows], ctx.head)
                 if grad_bias is not None:
                     grad_bias.add_(gradient.sum(0))
                 logits[block] = gradient
@@ -130,15 +132,10 @@ def _values(
 
 
 def _logit_gradient(
-    values: torch.Tensor,
-    slope: torch.Tensor | None,
-    targets: torch.Tensor,
-    normalizers: torch.Tensor,
-    grad: torch.Tensor,
-    head: Head,
+    softmax: torch.Tensor, slope: torch.Tensor | None, targets: torch.Tensor, grad: torch.Tensor, head: Head
 ) -> torch.Tensor:
-    """grad · (1 at the target − softmax), with respect to the head's product; over `values`."""
-    gradient = values.sub_(normalizers[:, None]).exp_().mul_(-grad[:, None])
+    """grad · (1 at the target − softmax), with respect to the head's product; over `softmax`."""
+    gradient = softmax.mul_(-grad[:, None])
     gradient.scatter_add_(1, targets[:, None], grad[:, None].to(gradient.dtype))
     if slope is not None:
         gradient.mul_(slope)

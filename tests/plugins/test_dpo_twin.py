@@ -79,7 +79,7 @@ def separate(model, example):
         logits = model(input_ids=tokens[None], use_cache=False).logits[0].float()
         every = functional.log_softmax(logits[:-1], -1).gather(1, tokens[1:, None])[:, 0]
         spans = example[f"{side}_spans"].reshape(-1, 2).tolist()
-        found.append(torch.cat([every[start - 1 : end - 1] for start, end in spans]))
+        found.append(torch.cat([every[start - 1 : end - 1] for start, end in spans]).double())
     return found
 
 
@@ -168,7 +168,7 @@ def test_the_chosen_completions_likelihood_joins_the_loss(tokenizer):
         batch = stage.collate(examples=examples, rows=[0, 1], counts=[1, 1])
         outputs.append(stage.step(policy=policy, batch=batch, loss=Recording()))
     nll = sum(-separate(model, example)[0].mean() for example in examples)
-    torch.testing.assert_close(outputs[1].loss_sum - outputs[0].loss_sum, 0.5 * nll, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(outputs[1].loss_sum - outputs[0].loss_sum, 0.5 * nll.float(), rtol=1e-3, atol=1e-3)
     metric = outputs[1].metrics["nll"]
     torch.testing.assert_close(metric.total, nll.detach(), rtol=1e-4, atol=1e-4)
     assert metric.weight == 2

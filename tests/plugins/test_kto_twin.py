@@ -48,7 +48,7 @@ def logp(model, tokenizer, prompt, completion):
     whole = tokenizer.apply_chat_template([*prompt, *completion], tokenize=False).rstrip("\n")
     start, ids = len(tokenizer(before).input_ids), torch.tensor(tokenizer(whole).input_ids)
     logits = model(input_ids=ids[None], use_cache=False).logits[0].float()
-    return functional.log_softmax(logits[:-1], -1).gather(1, ids[1:, None])[start - 1 :, 0].sum()
+    return functional.log_softmax(logits[:-1], -1).gather(1, ids[1:, None])[start - 1 :, 0].double().sum()
 
 
 def gentle(family, attention, seed=0):
@@ -122,7 +122,7 @@ def test_one_pass_equals_separate_passes(family, attention, kl, tokenizer):
         loss, z = naive(model, reference, tokenizer, kl=kl)
         loss.backward()
         theirs = gradients(model)
-        torch.testing.assert_close(out.loss_sum, loss, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(out.loss_sum, loss.float(), rtol=1e-4, atol=1e-4)
         estimates.append(float(z))
         assert ("kl" in out.metrics) == kl
         if kl:

@@ -118,12 +118,13 @@ class PreferenceStage:
         given = {name: batch.extras.get(name) for name in REFERENCE}
         lengths = {f"{side}_lengths": batch.extras[f"{side}_lengths"] for side in sides}
         output: StepOutput = loss(**sides, **given, **lengths)
+        output = replace(output, loss_sum=output.loss_sum.float())
         if not self._options.sft_weight:
             return output
         lengths_of_chosen = batch.extras["chosen_lengths"]
         nll = -(summed(tokens, batch, "chosen", weighted=False) / lengths_of_chosen).sum()
         metrics = {**output.metrics, "nll": Metric(total=nll.detach(), weight=float(len(lengths_of_chosen)))}
-        return replace(output, loss_sum=output.loss_sum + self._options.sft_weight * nll, metrics=metrics)
+        return replace(output, loss_sum=output.loss_sum + self._options.sft_weight * nll.float(), metrics=metrics)
 
     def reference_step(self, *, policy: Policy, batch: Batch) -> dict[str, torch.Tensor]:
         """What the reference model says of each pair."""
@@ -147,8 +148,9 @@ class PreferenceStage:
 
 
 def summed(tokens: torch.Tensor, batch: Batch, side: str, *, weighted: bool = True) -> torch.Tensor:
-    """(P,) sums over each pair's tokens of one side; by `segment_reduce`, which gives the same bits each time."""
-    picked = tokens.index_select(0, batch.extras[f"{side}_at"])
+    """(P,) float64 sums over each pair's tokens of one side: what a loss makes of a pair is a difference of numbers in
+    the hundreds. By `segment_reduce`, which gives the same bits each time."""
+    picked = tokens.index_select(0, batch.extras[f"{side}_at"]).double()
     if weighted:
         picked = picked * batch.extras[f"{side}_weights"]
     summed: torch.Tensor = torch.segment_reduce(picked, "sum", lengths=batch.extras[f"{side}_lengths"], unsafe=True)

@@ -130,6 +130,7 @@ class FeedbackStage:
             kl = (ratios.sum() / others.clamp(min=1)).clamp(min=0)
             figures = {"kl": Metric(total=kl * len(desirable), weight=float(len(desirable)))}
         output: StepOutput = loss(completion=summed["row"], reference=reference, desirable=desirable, kl=kl)
+        output = replace(output, loss_sum=output.loss_sum.float())
         return replace(output, metrics={**output.metrics, **figures})
 
     def reference_step(self, *, policy: Policy, batch: Batch) -> dict[str, torch.Tensor]:
