@@ -185,6 +185,7 @@ def _run(
             if speaks:
                 with suppress(OSError):  # a full disk must not hide why the run ended
                     write_info(info, result, reads=resolved.stage.record.reads)
+    engine.barrier()  # a rank that dies while it ends the run must not leave the others with a success
     return Outcome(result=result, rank=engine.rank, stopped_by=stopped_by)
 
 
