@@ -1,6 +1,6 @@
 """What logging costs: the same training without loggers, and with every built-in one reporting at every step.
 
-    python benchmarks/loggers.py --parameters-in-millions 10 --steps 40
+    python benchmarks/loggers.py --parameters-in-millions 30 --steps 40
 
 Prints, for each logger, milliseconds a step as `bumble run --profile-plugins` tells them and their share of a step's
 time; and the median time of a step with and without loggers, the runs in alternation (which is noisier).
@@ -52,7 +52,7 @@ def bumble_loggers():
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parameters-in-millions", type=float, default=10.0, help="about how large a model")
+    parser.add_argument("--parameters-in-millions", type=float, default=30.0, help="about how large a model")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=2, help="runs of each sort; they alternate")
     parser.add_argument("--loggers", default=",".join(LOGGERS), help="which to measure")
