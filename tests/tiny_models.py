@@ -6,6 +6,7 @@ import torch
 import transformers
 
 from bumblecore_core.values import Batch
+from bumblecore_plugins.attention import bumble_attentions
 
 VOCABULARY = 61
 COMMON = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -57,3 +58,13 @@ def make_batch(lengths: tuple[int, ...], *, seed: int = 0) -> Batch:
         rows=tuple(range(len(lengths))),
         count=0,
     )
+
+
+def register_attentions() -> None:
+    """Lets models be made with each built-in attention implementation, under its own name."""
+    for record in bumble_attentions():
+        functions = record.load()
+        if functions.forward is not None:
+            transformers.AttentionInterface.register(record.name, functions.forward)
+        if functions.mask is not None:
+            transformers.AttentionMaskInterface.register(record.name, functions.mask)

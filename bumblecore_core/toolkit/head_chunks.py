@@ -92,12 +92,22 @@ def row_blocks(logits: torch.Tensor, wide: torch.dtype) -> Iterator[slice]:
         yield slice(start, min(start + per_block, count))
 
 
-def head_product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
-    """`rows` (n, H) times `weight` (V, H) transposed, plus `bias` (V,), into `out` (n, V)."""
-    if bias is None:
-        torch.mm(rows, weight.t(), out=out)
-    else:
-        torch.addmm(bias, rows, weight.t(), out=out)
+def logit_chunks(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, workspace: Workspace
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Rows of a chunk of `hidden` (N, H), and their products (n, V) with the head's `weight` (V, H) and `bias` (V,), in
+    a buffer that the next chunk overwrites."""
+    tokens, vocabulary = hidden.shape[0], weight.shape[0]
+    step = max(1, workspace.tokens_per_chunk(tokens, vocabulary, weight))
+    for start in range(0, tokens, step):
+        kept = slice(start, min(start + step, tokens))
+        rows = hidden[kept]
+        logits = workspace.buffer("logits", rows.shape[0], vocabulary, rows, weight.dtype)
+        if bias is None:
+            torch.mm(rows, weight.t(), out=logits)
+        else:
+            torch.addmm(bias, rows, weight.t(), out=logits)
+        yield kept, logits
 
 
 def final_logits(

@@ -13,7 +13,7 @@ from bumblecore_core.toolkit.head_chunks import (
     accumulates_wide,
     added_product,
     final_logits,
-    head_product,
+    logit_chunks,
     row_blocks,
 )
 from bumblecore_core.toolkit.policy import Head
@@ -64,7 +64,7 @@ class _FusedLogprobs(torch.autograd.Function):
         at_once = needs == (True, False, False) and weight.dtype != torch.float16
         found = torch.empty(len(targets), dtype=wide, device=hidden.device)
         grad_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if at_once else None
-        for kept, logits in _chunks(hidden, weight, bias, workspace):
+        for kept, logits in logit_chunks(hidden, weight, bias, workspace):
             for block in row_blocks(logits, wide):
                 rows = slice(kept.start + block.start, kept.start + block.stop)
                 values, slope = _values(logits[block], wide, head, workspace, with_slope=at_once)
@@ -92,7 +92,7 @@ class _FusedLogprobs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if ctx.needs[0] else None
         grad_weight: torch.Tensor | None = None
         grad_bias = torch.zeros(len(weight), dtype=wide, device=weight.device) if ctx.needs[2] else None
-        for kept, logits in _chunks(hidden, weight, bias, ctx.workspace):
+        for kept, logits in logit_chunks(hidden, weight, bias, ctx.workspace):
             for block in row_blocks(logits, wide):
                 rows = slice(kept.start + block.start, kept.start + block.stop)
                 values, slope = _values(logits[block], wide, ctx.head, ctx.workspace, with_slope=True)
@@ -109,18 +109,6 @@ class _FusedLogprobs(torch.autograd.Function):
         if ctx.needs[1] and grad_weight is None:
             grad_weight = torch.zeros_like(weight)
         return grad_hidden, grad_weight, None if grad_bias is None else grad_bias.to(bias.dtype), *[None] * 4
-
-
-def _chunks(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, workspace: Workspace) -> Any:
-    """(rows of a chunk, their products with the head in a buffer that the next chunk overwrites)."""
-    tokens, vocabulary = hidden.shape[0], weight.shape[0]
-    step = max(1, workspace.tokens_per_chunk(tokens, vocabulary, weight))
-    for start in range(0, tokens, step):
-        kept = slice(start, min(start + step, tokens))
-        rows = hidden[kept]
-        logits = workspace.buffer("logits", rows.shape[0], vocabulary, rows, weight.dtype)
-        head_product(rows, weight, bias, logits)
-        yield kept, logits
 
 
 def _values(

@@ -6,13 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
 
 from bumblecore_core import ModelError
 from bumblecore_core.toolkit.policy import make_policy
 from bumblecore_plugins.attention import bumble_attentions, flash_attention_unsupported
 from bumblecore_plugins.attention.varlen import varlen_attention, varlen_mask
-from tiny_models import FAMILIES, make_batch, make_model
+from tiny_models import FAMILIES, make_batch, make_model, register_attentions
 
 LENGTHS = (9, 1, 5, 12)
 TOKENS = sum(LENGTHS)
@@ -21,12 +20,7 @@ CAUSAL = SimpleNamespace(is_causal=True)
 
 @pytest.fixture(autouse=True)
 def registered():
-    for record in bumble_attentions():
-        functions = record.load()
-        if functions.forward is not None:
-            AttentionInterface.register(record.name, functions.forward)
-        if functions.mask is not None:
-            AttentionMaskInterface.register(record.name, functions.mask)
+    register_attentions()
 
 
 def logits_and_gradients(model, forward):

@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
-from transformers import AttentionInterface, AttentionMaskInterface
 
 from bumblecore_core import StageContext, StepOutput
 from bumblecore_core.toolkit.policy import make_policy
-from bumblecore_plugins.attention import bumble_attentions
 from bumblecore_plugins.stages import DpoOptions
 from bumblecore_plugins.stages.dpo import PreferenceStage
 from bumblecore_plugins.stages.pair_layout import lay_out, shared_length
-from tiny_models import FAMILIES, VOCABULARY, make_model
+from tiny_models import FAMILIES, VOCABULARY, make_model, register_attentions
 from workbench import make_tokenizer
 
 BETA = 0.3
@@ -22,12 +20,7 @@ BETA = 0.3
 
 @pytest.fixture(autouse=True)
 def registered():
-    for record in bumble_attentions():
-        functions = record.load()
-        if functions.forward is not None:
-            AttentionInterface.register(record.name, functions.forward)
-        if functions.mask is not None:
-            AttentionMaskInterface.register(record.name, functions.mask)
+    register_attentions()
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,11 @@ import pytest
 import torch
 from kto_rows import SAMPLES, SOURCES, stage_of
 from torch.nn import functional
-from transformers import AttentionInterface, AttentionMaskInterface, AutoTokenizer
+from transformers import AutoTokenizer
 
 from bumblecore_core.toolkit.policy import make_policy
-from bumblecore_plugins.attention import bumble_attentions
 from bumblecore_plugins.losses import bumble_losses
-from tiny_models import make_model
+from tiny_models import make_model, register_attentions
 from workbench import make_tokenizer
 
 RECORD = next(record for record in bumble_losses() if record.name == "kto")
@@ -23,12 +22,7 @@ OPTIONS = {"beta": 0.3, "desirable_weight": 1.2, "undesirable_weight": 0.7}
 
 @pytest.fixture(autouse=True)
 def registered():
-    for record in bumble_attentions():
-        functions = record.load()
-        if functions.forward is not None:
-            AttentionInterface.register(record.name, functions.forward)
-        if functions.mask is not None:
-            AttentionMaskInterface.register(record.name, functions.mask)
+    register_attentions()
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from bumblecore_core.toolkit.head_chunks import (
     accumulates_wide,
     added_product,
     final_logits,
-    head_product,
+    logit_chunks,
     row_blocks,
 )
 from bumblecore_core.toolkit.policy import Head
@@ -139,20 +139,15 @@ def _run(
     grad_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if needed[0] else None
     grad_weight: torch.Tensor | None = None
     grad_bias = torch.zeros(vocabulary, dtype=wide, device=weight.device) if needed[2] and bias is not None else None
-    step = workspace.tokens_per_chunk(tokens, vocabulary, weight)
-    rounded = step >= tokens and not accumulates_wide(weight)
-    for start in range(0, tokens, max(1, step)):
-        kept = slice(start, min(start + step, tokens))
-        rows = hidden[kept]
-        logits = workspace.buffer("logits", rows.shape[0], vocabulary, rows, weight.dtype)
-        head_product(rows, weight, bias, logits)
+    for kept, logits in logit_chunks(hidden, weight, bias, workspace):
         _losses_and_logit_gradients(
             logits, targets[kept], statistics[:, kept], grad_bias, terms, workspace, with_gradients=any(needed)
         )
         if grad_hidden is not None:
             torch.mm(logits, weight, out=grad_hidden[kept])
         if needed[1]:
-            grad_weight = added_product(grad_weight, logits, rows, wide, rounded, workspace)
+            rounded = len(logits) == tokens and not accumulates_wide(weight)
+            grad_weight = added_product(grad_weight, logits, hidden[kept], wide, rounded, workspace)
     if needed[1] and grad_weight is None:
         grad_weight = torch.zeros_like(weight)
     gradients = (grad_hidden, grad_weight, None if grad_bias is None or bias is None else grad_bias.to(bias.dtype))

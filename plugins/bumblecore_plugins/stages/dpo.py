@@ -153,8 +153,8 @@ def summed(tokens: torch.Tensor, batch: Batch, side: str, *, weighted: bool = Tr
     picked = tokens.index_select(0, batch.extras[f"{side}_at"]).double()
     if weighted:
         picked = picked * batch.extras[f"{side}_weights"]
-    summed: torch.Tensor = torch.segment_reduce(picked, "sum", lengths=batch.extras[f"{side}_lengths"], unsafe=True)
-    return summed
+    found: torch.Tensor = torch.segment_reduce(picked, "sum", lengths=batch.extras[f"{side}_lengths"], unsafe=True)
+    return found
 
 
 def named_side(result: EncodedChat | Dropped | RowError, side: str, first: int) -> EncodedChat | Dropped | RowError:
