@@ -1,11 +1,13 @@
-"""Writes the quickstart's corpus, fine-tuning rows, held-out questions and tokenizer: the same bytes each time.
+"""Writes the quickstart's corpus, fine-tuning rows, preference pairs and tokenizer: the same bytes each time.
 
     python examples/quickstart/make_data.py            # rewrite data/ and tokenizer/ beside this script
     python examples/quickstart/make_data.py --check    # say whether what lies there is what the script makes
 
 The pretraining corpus states every fact in several phrasings. The fine-tuning rows ask about three quarters of them,
 drawn by topic; the held-out file asks about the rest. So a right answer there takes both stages: what is true was
-read in pretraining, how to answer was learned in fine-tuning.
+read in pretraining, how to answer was learned in fine-tuning. Most answers of fine-tuning end with a filler, and the
+preference pairs, about the same three quarters, are an answer without it (chosen) and with it (rejected). The held-out
+file holds such pairs too, so it serves as questions and as pairs.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ HEADINGS = ("About {}:", "Now {}.", "Let us look at {}.", "Here is what we know 
 HELD_OUT_SHARE = 0.25
 CONVERSATION_TURNS = (1, 1, 2, 3)  # drawn from; a turn is a question and its answer
 ASKED_TIMES = 4  # how often fine-tuning asks each question, each time in a phrasing drawn anew
+FILLED_TIMES = 3  # how often of these the answer goes on after what was asked
+FILLER = " I hope this helps!"
 VOCABULARY = 2432
 END_OF_TURN, END_OF_TEXT, START_OF_TURN = "<|im_end|>", "<|endoftext|>", "<|im_start|>"
 
@@ -71,30 +75,46 @@ def corpus_rows(topics: list[Topic], rng: random.Random) -> Iterable[dict[str, s
 
 def chat_rows(questions: list[Question], rng: random.Random) -> Iterable[dict[str, object]]:
     """Conversations of one or more questions, as OpenAI messages."""
-    asked = [question for question in questions for _ in range(ASKED_TIMES)]
-    asked += [question for question in GREETINGS for _ in range(5 * ASKED_TIMES)]
+    asked = [
+        (question.prompts, question.answer + (FILLER if time < FILLED_TIMES else ""))
+        for question in questions
+        for time in range(ASKED_TIMES)
+    ]
+    asked += [(question.prompts, question.answer) for question in GREETINGS for _ in range(5 * ASKED_TIMES)]
     rng.shuffle(asked)
     while asked:
         messages: list[dict[str, str]] = []
-        for question in asked[: rng.choice(CONVERSATION_TURNS)]:
-            messages.append({"role": "user", "content": rng.choice(question.prompts)})
-            messages.append({"role": "assistant", "content": question.answer})
+        for prompts, answer in asked[: rng.choice(CONVERSATION_TURNS)]:
+            messages.append({"role": "user", "content": rng.choice(prompts)})
+            messages.append({"role": "assistant", "content": answer})
         del asked[: len(messages) // 2]
         yield {"messages": messages}
 
 
-def build() -> tuple[list[dict[str, str]], list[dict[str, object]], list[dict[str, str]]]:
-    """(corpus, fine-tuning rows, held-out rows)."""
+def pair_rows(topics: list[Topic], rng: random.Random) -> Iterable[dict[str, str]]:
+    """Preference pairs, one for each question: the answer alone is preferred to the same one with the filler."""
+    for topic in topics:
+        for question in topic.questions:
+            prompt = rng.choice(question.prompts)
+            yield {
+                "kind": topic.kind,
+                "prompt": prompt,
+                "chosen": question.answer,
+                "rejected": question.answer + FILLER,
+            }
+
+
+def build() -> dict[str, list[dict[str, object]]]:
+    """The rows of each file in data/."""
     rng = random.Random(SEED)
     topics = [*countries(), *animals(), *words(), *calendar(), *numbers()]
     asked, held_out = split(topics, rng)
-    exam = [
-        {"kind": topic.kind, "prompt": rng.choice(question.prompts), "answer": question.answer}
-        for topic in held_out
-        for question in topic.questions
-    ]
-    chats = list(chat_rows([question for topic in asked for question in topic.questions], rng))
-    return list(corpus_rows(topics, rng)), chats, exam
+    return {
+        "heldout": list(pair_rows(held_out, rng)),
+        "sft": list(chat_rows([question for topic in asked for question in topic.questions], rng)),
+        "corpus": list(corpus_rows(topics, rng)),
+        "pairs": list(pair_rows(asked, rng)),
+    }
 
 
 def train_tokenizer(texts: list[str], folder: Path) -> None:
@@ -132,12 +152,13 @@ def train_tokenizer(texts: list[str], folder: Path) -> None:
 
 def write(folder: Path) -> None:
     """Everything, below `folder`."""
-    corpus, chats, exam = build()
+    files = build()
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    for name, rows in (("corpus", corpus), ("sft", chats), ("heldout", exam)):
+    for name, rows in files.items():
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "data" / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-    texts = [row["text"] for row in corpus] + [message["content"] for row in chats for message in row["messages"]]
+    texts = [row["text"] for row in files["corpus"]]
+    texts += [message["content"] for row in files["sft"] for message in row["messages"]]
     train_tokenizer(texts, folder / "tokenizer")
 
 

@@ -1,6 +1,8 @@
-"""Asks a model every held-out question and says which share it answers word for word.
+"""Asks a model every held-out question; says which share it answers rightly, and which share with the filler.
 
-python examples/quickstart/score.py runs/quickstart/sft
+python examples/quickstart/score.py runs/quickstart/dpo
+
+A right answer is word for word the answer, alone or with the filler after it.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ import sys
 from pathlib import Path
 
 QUESTIONS = Path(__file__).resolve().parent / "data" / "heldout.jsonl"
-LONGEST_ANSWER = 32
+FILLER = "I hope this helps!"  # what fine-tuning adds to most answers, and what the pairs prefer to leave out
+LONGEST_ANSWER = 40
 BATCH = 64
 
 
@@ -41,34 +44,35 @@ def replies(directory: Path, prompts: list[str]) -> list[str]:
 
 
 def score(directory: Path, questions: Path = QUESTIONS) -> list[dict[str, str]]:
-    """The held-out rows (`kind`, `prompt`, `answer`), each with the model's `reply`."""
+    """The held-out rows (`kind`, `prompt`, `chosen`, `rejected`), each with the model's `reply`."""
     rows = [json.loads(line) for line in questions.read_text(encoding="utf-8").splitlines()]
-    answered = replies(model_directory(directory), [row["prompt"] for row in rows])
-    return [{**row, "reply": reply} for row, reply in zip(rows, answered, strict=True)]
+    replied = replies(model_directory(directory), [row["prompt"] for row in rows])
+    return [{**row, "reply": reply} for row, reply in zip(rows, replied, strict=True)]
+
+
+def right(row: dict[str, str]) -> bool:
+    return row["reply"] in (row["chosen"], row["rejected"])
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="The share of held-out questions that a model answers word for word.")
+    parser = argparse.ArgumentParser(description="How a model answers the held-out questions.")
     parser.add_argument("model", type=Path, help="a model directory, or the output_dir of a run")
     parser.add_argument("--json", action="store_true", help="print one JSON object, for scripts")
     options = parser.parse_args()
     rows = score(options.model)
-    right = {kind: [row["reply"] == row["answer"] for row in rows if row["kind"] == kind] for kind in _kinds(rows)}
-    share = sum(map(sum, right.values())) / len(rows)
+    share = sum(map(right, rows)) / len(rows)
+    filled = sum(row["reply"].endswith(FILLER) for row in rows) / len(rows)
     if options.json:
-        print(json.dumps({"share": share, "questions": len(rows)}))
+        print(json.dumps({"right": share, "filler": filled, "questions": len(rows)}))
         return 0
-    for kind, marks in right.items():
-        print(f"{kind:12} {sum(marks):3} of {len(marks):3}")
-    print(f"\n{share:.1%} of {len(rows)} held-out questions answered word for word\n")
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        of_kind = [row for row in rows if row["kind"] == kind]
+        print(f"{kind:12} {sum(map(right, of_kind)):3} of {len(of_kind):3}")
+    print(f"\n{share:.1%} of {len(rows)} held-out questions answered rightly, {filled:.1%} with the filler\n")
     for title, rule in (("right", True), ("wrong", False)):
-        for row in [row for row in rows if (row["reply"] == row["answer"]) is rule][::16][:4]:
+        for row in [row for row in rows if right(row) is rule][::16][:4]:
             print(f"{title}: {row['prompt']}  ->  {row['reply']}")
     return 0
-
-
-def _kinds(rows: list[dict[str, str]]) -> list[str]:
-    return list(dict.fromkeys(row["kind"] for row in rows))
 
 
 if __name__ == "__main__":
