@@ -10,6 +10,7 @@ import click
 
 from bumblecore_core.run.checkpoint.folder import list_checkpoints
 from bumblecore_core.run.execute import Outcome
+from bumblecore_core.toolkit.adapters import is_adapter
 from bumblecore_core.toolkit.summary import summary_lines
 from bumblecore_core.values import RunInfo
 
@@ -30,8 +31,10 @@ def ended(output_dir: str, outcome: Outcome) -> None:
     click.echo(_how_it_went(outcome))
     if saving := _saving(result.summary):
         click.echo(saving)
+    adapter = is_adapter(Path(output_dir) / "final")
+    loads = "adapter, loads with PeftModel.from_pretrained" if adapter else "model, loads with from_pretrained"
     names = {
-        "final": "model, loads with from_pretrained and `bumble generate`",
+        "final": f"{loads} and `bumble generate`",
         "metrics.json": "metric history",
         "metrics.csv": "the same as a table",
         "training_loss.png": "loss curve",

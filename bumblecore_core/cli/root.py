@@ -146,6 +146,7 @@ def _print_version(ctx: click.Context, parameter: click.Parameter, value: bool) 
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="`bumble COMMAND --help` describes a command. `bumble plugins list` shows what a config can choose from.",
 )
+@click.option("--local_rank", type=int, hidden=True, expose_value=False)  # DeepSpeed's launcher adds it
 @click.option("--no-plugins", is_flag=True, is_eager=True, help="Load built-in plugins only (or BUMBLE_NO_PLUGINS=1).")
 @click.option(
     "-p",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
+from bumblecore_core.cli.launch import bumble_command, nproc_option
 from bumblecore_core.cli.root import app_of
 from bumblecore_core.cli.sets import set_option
 from bumblecore_core.registry import PluginSwitches
@@ -23,7 +23,7 @@ DIFFERS = 1
 @set_option
 @click.option("--steps", default=6, show_default=True, type=click.IntRange(2), help="Optimizer steps to train.")
 @click.option("--save-at", type=click.IntRange(1), help="The step that is saved and killed at; half way if not given.")
-@click.option("--nproc", default=1, show_default=True, type=click.IntRange(1), help="Processes, under torchrun.")
+@nproc_option
 @click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="Keep the runs in this directory.")
 @click.pass_context
 def verify_resume(
@@ -32,7 +32,7 @@ def verify_resume(
     overrides: tuple[str, ...],
     steps: int,
     save_at: int | None,
-    nproc: int,
+    processes: int,
     keep: Path | None,
 ) -> None:
     """Trains a few steps, kills itself, resumes, and compares everything with a run that was left alone.
@@ -51,14 +51,14 @@ def verify_resume(
     with tempfile.TemporaryDirectory(prefix="bumble-verify-resume-") as scratch:
         place = Path(keep or scratch)
         place.mkdir(parents=True, exist_ok=True)
-        launch = _Launch(config, [*overrides, *_settings(steps, save_at)], app.switches, nproc, place)
+        launch = _Launch(config, [*overrides, *_settings(steps, save_at)], app.switches, processes, place)
         differences = _compare(launch, steps, save_at)
     if differences:
         click.echo(f"NOT the same after resuming ({len(differences)} differences):")
         for line in differences[:20]:
             click.echo(f"  {line}")
         ctx.exit(DIFFERS)
-    click.echo(f"the same, bit for bit: killed at step {save_at}, resumed to step {steps}, {nproc} process(es)")
+    click.echo(f"the same, bit for bit: killed at step {save_at}, resumed to step {steps}, {processes} process(es)")
 
 
 def _settings(steps: int, save_at: int) -> list[str]:
@@ -77,22 +77,18 @@ class _Launch:
     """Runs the config in processes of their own, as a user would."""
 
     def __init__(
-        self, config: str, overrides: Sequence[str], switches: PluginSwitches, nproc: int, place: Path
+        self, config: str, overrides: Sequence[str], switches: PluginSwitches, processes: int, place: Path
     ) -> None:
-        self.config, self.overrides, self.switches, self.nproc, self.place = config, overrides, switches, nproc, place
+        self.config, self.overrides, self.switches = config, overrides, switches
+        self.processes, self.place = processes, place
 
     def run(self, name: str, loggers: Sequence[str]) -> int:
         """The exit code; what the run says goes to `NAME.log`."""
         from bumblecore_core.testing import killer
 
-        command = [sys.executable]
-        if self.nproc > 1:
-            command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.nproc}"]
-        command += ["-m", "bumblecore_core", "-p", killer.__name__]
-        command += ["--no-plugins"] if self.switches.builtins_only else []
-        for module in self.switches.modules:
-            command += ["-p", module]
+        command = bumble_command(self.switches, killer.__name__)
         command += ["run", self.config]
+        command += [f"--nproc={self.processes}"] if self.processes > 1 else []
         for setting in [*self.overrides, f"loggers={json.dumps(list(loggers))}", f"output_dir={self.place / name}"]:
             command += ["--set", setting]
         with (self.place / f"{name}.log").open("a", encoding="utf-8") as log:
