@@ -17,6 +17,7 @@ import re
 import shutil
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,19 @@ from pairs import (
     summarize,
     trl_variants,
 )
-from processes import MIB, Processes, RunFailed, add_machine_options, bumble_cuda_peak, machine
-from setting import DTYPES, PILOT_STEPS, PRESETS, SET, loss_distance, ratios
+from processes import (
+    MIB,
+    TOLD,
+    RunFailed,
+    add_common_options,
+    bumble_run,
+    fastest,
+    in_turn,
+    machine,
+    peers_run,
+    set_up,
+)
+from setting import PILOT_STEPS, SET, loss_distance, ratios
 
 REFERENCE_SECONDS = re.compile(r"computed in ([\d.]+) s")
 Candidate = tuple[str, str]
@@ -43,15 +55,12 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--preset", choices=PRESETS, default="large-vocab", help="the model's shape")
-    parser.add_argument("--vocab", type=int, help="another vocabulary than the preset's")
     parser.add_argument("--pairs", type=int, default=16, help="pairs to train on, once each")
     parser.add_argument("--batch-size", type=int, default=4, help="pairs in an optimizer step")
-    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--data", type=Path, help="preference rows in ShareGPT form; made up when not given")
     parser.add_argument("--methods", default=",".join(METHODS), help="what to train: full, lora, or both")
     parser.add_argument("--variants", default="fastest", help="TRL's: fastest, by a pilot; all; or names, with commas")
-    add_machine_options(parser)
+    add_common_options(parser)
     args = parser.parse_args(given)
     args.methods = args.methods.split(",")
     known = {"--methods": (args.methods, METHODS)}
@@ -77,7 +86,7 @@ def main() -> None:
     for method in args.methods:
         print_table(method, figures[method], found[method])
     if args.json:
-        facts = {key: bench.setting[key] for key in ("preset", "dtype", "batch_size", "rows", "threads", "on_gpu")}
+        facts = {key: bench.setting[key] for key in TOLD}
         all_found = {**facts, **bench.facts, "machine": machine(), "methods": figures, "ratios": found}
         args.json.write_text(json.dumps(all_found, indent=1) + "\n")
 
@@ -88,19 +97,7 @@ class Bench:
     def __init__(self, args: argparse.Namespace, directory: Path) -> None:
         self.args, self.directory = args, directory
         self.facts: dict[str, Any] = {}
-        self.processes = Processes(directory, threads=args.threads, cpu_only=args.device == "cpu")
-        self.setting = {
-            "directory": str(directory),
-            "preset": args.preset,
-            "vocabulary": args.vocab,
-            "rows": args.pairs,
-            "batch_size": args.batch_size,
-            "dtype": args.dtype,
-            "data": str(args.data.resolve()) if args.data else None,
-            "threads": args.threads,
-            "on_gpu": args.device == "auto" and self.processes.has_gpu(),
-        }
-        (directory / "setting.json").write_text(json.dumps(self.setting))
+        self.processes, self.setting = set_up(args, directory, rows=args.pairs)
 
     def prepare(self) -> None:
         """Weights, tokenizer and pairs."""
@@ -120,16 +117,8 @@ class Bench:
 
     def measure(self, method: str) -> dict[str, list[dict[str, Any]]]:
         """Runs of each candidate, in alternation, by the names that figures and tables have for them."""
-        candidates = self.candidates(method)
-        frameworks = [framework for framework, _ in candidates]
-        runs: dict[str, list[dict[str, Any]]] = {}
-        for round_number in range(1, self.args.rounds + 1):
-            for framework, variant in candidates:
-                key = framework if frameworks.count(framework) == 1 else f"{framework} {variant}"
-                run = self.run(method, framework, variant)
-                runs.setdefault(key, []).append(run)
-                print(f"{method}, round {round_number}: {framework} {variant}: {self._words(run)}", flush=True)
-        return runs
+        candidates, told = self.candidates(method), partial(self._told, method)
+        return in_turn(candidates, self.args.rounds, partial(self.run, method), told)
 
     def candidates(self, method: str) -> list[Candidate]:
         """TRL's variants to measure, and before them each of BumbleCore's that is like one of these."""
@@ -158,52 +147,32 @@ class Bench:
         """Seconds, loss and margin of each step, seconds of the reference's pass, and the process's peaks of memory."""
         if framework == "bumble":
             return self._run_bumble(method, variant)
-        out = self.directory / "out.json"
-        setting = str(self.directory / "setting.json")
-        peak = self.processes.run_part("dpo_worker.py", setting, method, variant, str(steps), str(out))
-        return {**json.loads(out.read_text()), "peak_rss_bytes": peak}
+        return peers_run(self.processes, "dpo_worker.py", method, variant, str(steps))
 
     def _run_bumble(self, method: str, variant: str) -> dict[str, Any]:
-        on_gpu, run = self.setting["on_gpu"], self.directory / "run"
         # What an earlier run kept of its reference would save this one the pass.
         shutil.rmtree(self.directory / "cache" / "reference", ignore_errors=True)
-        peak = self.processes.run_bumble(self.directory / f"{method}.yaml", SET[variant], on_gpu=on_gpu)
+        given = {"step_tokens": self.facts["step_tokens"], "on_gpu": self.setting["on_gpu"]}
+        run, steps = bumble_run(self.processes, f"{method}.yaml", variant, SET[variant], **given)
         reference = REFERENCE_SECONDS.search(self.processes.log.read_text(errors="replace"))
         if reference is None:
             raise SystemExit("bumble run does not say what its reference's pass took")
-        steps = json.loads((run / "metrics.json").read_text())
-        seconds = [1 / step["steps_per_second"] for step in steps]
-        tokens = [round(step["tokens_per_second"] * second) for step, second in zip(steps, seconds, strict=True)]
-        if tokens != self.facts["step_tokens"]:
-            raise SystemExit(f"bumble run trained on {tokens} tokens, not on {self.facts['step_tokens']}")
-        return {
-            "variant": variant,
-            "seconds": seconds,
-            "losses": [step["loss"] for step in steps],
-            "margins": [step["rewards/margins"] for step in steps],
-            "reference_seconds": float(reference[1]),
-            "peak_rss_bytes": peak,
-            "peak_cuda_bytes": bumble_cuda_peak(run, on_gpu=on_gpu),
-        }
+        margins = [step["rewards/margins"] for step in steps]
+        return {**run, "margins": margins, "reference_seconds": float(reference[1])}
 
     def _fastest(self, method: str, names: list[str]) -> str:
         """The variant with the most pairs a second over a few steps."""
-        speeds = {}
-        for name in names:
-            try:
-                run = self.run(method, "trl", name, min(PILOT_STEPS, len(self.facts["step_pairs"])))
-            except RunFailed as failure:
-                print(f"{method}, pilot: trl {name} does not run: {failure.args[0][-1]}", flush=True)
-                continue
-            speeds[name] = pairs_per_second(self.facts["step_pairs"][: len(run["seconds"])], run["seconds"])
-            print(f"{method}, pilot: trl {name}: {self._words(run)}", flush=True)
-        if not speeds:
-            raise RunFailed([f"TRL runs in none of its settings ({method})"])
-        return max(speeds, key=lambda name: speeds[name])
+        steps = min(PILOT_STEPS, len(self.facts["step_pairs"]))
+        told = partial(self._told, method)
+        return fastest("trl", names, lambda *candidate: self.run(method, *candidate, steps), self._speed, told)
 
-    def _words(self, run: dict[str, Any]) -> str:
-        speed = pairs_per_second(self.facts["step_pairs"][: len(run["seconds"])], run["seconds"])
-        return f"{speed:.3f} pairs/s, reference {run['reference_seconds']:.1f} s, {run['peak_rss_bytes'] / MIB:.0f} MiB"
+    def _speed(self, run: dict[str, Any]) -> float:
+        return pairs_per_second(self.facts["step_pairs"][: len(run["seconds"])], run["seconds"])
+
+    def _told(self, method: str, what: str, run: dict[str, Any]) -> None:
+        reference, memory = run["reference_seconds"], run["peak_rss_bytes"] / MIB
+        speed = f"{self._speed(run):.3f} pairs/s"
+        print(f"{method}, {what}: {speed}, reference {reference:.1f} s, {memory:.0f} MiB", flush=True)
 
 
 def pair_ratios(method: str, figures: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -21,17 +21,19 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 from processes import (
     MIB,
-    Processes,
+    TOLD,
     RunFailed,
-    add_machine_options,
-    bumble_cuda_peak,
+    add_common_options,
+    bumble_run,
+    fastest,
+    in_turn,
     machine,
+    peers_run,
+    set_up,
 )
 from setting import (
-    DTYPES,
     FRAMEWORKS,
     PILOT_STEPS,
-    PRESETS,
     SET,
     like,
     loss_distance,
@@ -46,15 +48,12 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--preset", choices=PRESETS, default="large-vocab", help="the model's shape")
-    parser.add_argument("--vocab", type=int, help="another vocabulary than the preset's")
     parser.add_argument("--rows", type=int, default=48, help="rows to train on, once each")
     parser.add_argument("--batch-size", type=int, default=8, help="rows in an optimizer step")
-    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--data", type=Path, help="alpaca rows, JSON or a row a line; made up when not given")
     parser.add_argument("--frameworks", default=",".join(FRAMEWORKS), help="which to run, in this order")
     parser.add_argument("--variants", default="fastest", help="fastest: by a pilot; all; or names, with commas")
-    add_machine_options(parser)
+    add_common_options(parser)
     args = parser.parse_args(given)
     args.frameworks = args.frameworks.split(",")
     unknown = [name for name in args.frameworks if name not in FRAMEWORKS]
@@ -74,7 +73,7 @@ def main() -> None:
         figures = bench.figures(bench.measure(bench.candidates()))
     print_table(figures)
     if args.json:
-        facts = {key: bench.setting[key] for key in ("preset", "dtype", "batch_size", "rows", "threads", "on_gpu")}
+        facts = {key: bench.setting[key] for key in TOLD}
         found = {**facts, **bench.facts, "machine": machine(), "frameworks": figures, "ratios": ratios(figures)}
         args.json.write_text(json.dumps(found, indent=1) + "\n")
 
@@ -85,19 +84,7 @@ class Bench:
     def __init__(self, args: argparse.Namespace, directory: Path) -> None:
         self.args, self.directory = args, directory
         self.facts: dict[str, Any] = {}
-        self.processes = Processes(directory, threads=args.threads, cpu_only=args.device == "cpu")
-        self.setting = {
-            "directory": str(directory),
-            "preset": args.preset,
-            "vocabulary": args.vocab,
-            "rows": args.rows,
-            "batch_size": args.batch_size,
-            "dtype": args.dtype,
-            "data": str(args.data.resolve()) if args.data else None,
-            "threads": args.threads,
-            "on_gpu": args.device == "auto" and self.processes.has_gpu(),
-        }
-        (directory / "setting.json").write_text(json.dumps(self.setting))
+        self.processes, self.setting = set_up(args, directory, rows=args.rows)
 
     def prepare(self) -> None:
         """Weights, tokenizer and rows."""
@@ -133,16 +120,8 @@ class Bench:
         return [("bumble", name) for name in variants("bumble", self.args.dtype) if name in wanted] + chosen
 
     def measure(self, candidates: list[tuple[str, str]]) -> dict[str, list[dict[str, Any]]]:
-        """Runs of each candidate, in alternation. The key is the framework, with the variant where it has several."""
-        frameworks = [framework for framework, _ in candidates]
-        runs: dict[str, list[dict[str, Any]]] = {}
-        for round_number in range(1, self.args.rounds + 1):
-            for framework, variant in candidates:
-                key = framework if frameworks.count(framework) == 1 else f"{framework} {variant}"
-                run = self.run(framework, variant)
-                runs.setdefault(key, []).append(run)
-                print(f"round {round_number}: {framework} {variant}: {self._words(run)}", flush=True)
-        return runs
+        """Runs of each candidate, in alternation; see `in_turn`."""
+        return in_turn(candidates, self.args.rounds, self.run, self._told)
 
     def figures(self, runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
         figures = {key: summarize(found, self.facts["step_tokens"]) for key, found in runs.items()}
@@ -156,45 +135,22 @@ class Bench:
         """Seconds and loss of each step, and the process's peaks of memory."""
         if framework == "bumble":
             return self._run_bumble(variant)
-        out = self.directory / "out.json"
-        setting = str(self.directory / "setting.json")
-        peak = self.processes.run_part("hf_worker.py", setting, framework, variant, str(steps), str(out))
-        return {**json.loads(out.read_text()), "peak_rss_bytes": peak}
+        return peers_run(self.processes, "hf_worker.py", framework, variant, str(steps))
 
     def _run_bumble(self, variant: str) -> dict[str, Any]:
-        on_gpu, run = self.setting["on_gpu"], self.directory / "run"
-        peak = self.processes.run_bumble(self.directory / "bumble.yaml", SET[variant], on_gpu=on_gpu)
-        steps = json.loads((run / "metrics.json").read_text())
-        seconds = [1 / step["steps_per_second"] for step in steps]
-        tokens = [round(step["tokens_per_second"] * second) for step, second in zip(steps, seconds, strict=True)]
-        if tokens != self.facts["step_tokens"]:
-            raise SystemExit(f"bumble run trained on {tokens} tokens, not on {self.facts['step_tokens']}")
-        return {
-            "variant": variant,
-            "seconds": seconds,
-            "losses": [step["loss"] for step in steps],
-            "peak_rss_bytes": peak,
-            "peak_cuda_bytes": bumble_cuda_peak(run, on_gpu=on_gpu),
-        }
+        given = {"step_tokens": self.facts["step_tokens"], "on_gpu": self.setting["on_gpu"]}
+        return bumble_run(self.processes, "bumble.yaml", variant, SET[variant], **given)[0]
 
     def _fastest(self, framework: str, names: list[str]) -> str:
         """The variant with the most tokens a second over a few steps."""
-        speeds = {}
-        for name in names:
-            try:
-                run = self.run(framework, name, min(PILOT_STEPS, len(self.facts["step_tokens"])))
-            except RunFailed as failure:
-                print(f"pilot: {framework} {name} does not run: {failure.args[0][-1]}", flush=True)
-                continue
-            speeds[name] = tokens_per_second(self.facts["step_tokens"][: len(run["seconds"])], run["seconds"])
-            print(f"pilot: {framework} {name}: {self._words(run)}", flush=True)
-        if not speeds:
-            raise RunFailed([f"{framework} runs in none of its settings"])
-        return max(speeds, key=lambda name: speeds[name])
+        steps = min(PILOT_STEPS, len(self.facts["step_tokens"]))
+        return fastest(framework, names, lambda *candidate: self.run(*candidate, steps), self._speed, self._told)
 
-    def _words(self, run: dict[str, Any]) -> str:
-        speed = tokens_per_second(self.facts["step_tokens"][: len(run["seconds"])], run["seconds"])
-        return f"{speed:.1f} tokens/s, {run['peak_rss_bytes'] / MIB:.0f} MiB"
+    def _speed(self, run: dict[str, Any]) -> float:
+        return tokens_per_second(self.facts["step_tokens"][: len(run["seconds"])], run["seconds"])
+
+    def _told(self, what: str, run: dict[str, Any]) -> None:
+        print(f"{what}: {self._speed(run):.1f} tokens/s, {run['peak_rss_bytes'] / MIB:.0f} MiB", flush=True)
 
 
 def print_table(figures: dict[str, dict[str, Any]]) -> None:

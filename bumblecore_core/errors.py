@@ -145,6 +145,7 @@ CODES: dict[str, str] = {
     "BC037": "YAML read a string as something else",
     "BC038": "a config value has the wrong type or range",
     "BC039": "config values conflict",
+    "BC040": "a DeepSpeed file's batch sizes are not the run's",
     "BC041": "the device lacks the dtype",
     "BC042": "the output directory cannot be written",
     "BC043": "the output directory belongs to another run",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from bumblecore_core.values import LossKind, SampleKind
+from bumblecore_core.values import LossKind, ModelHead, SampleKind
 
 if TYPE_CHECKING:
     import click
@@ -48,8 +48,9 @@ class Record:
 @dataclass(frozen=True, kw_only=True)
 class StageRecord(Record):
     """A training stage. `reads`: the samples it takes; `loss_kind` and `default_loss`: the losses that fit it;
-    `model_from`: `config` starts from random weights of a config.json, `weights` from trained ones; `smooth`: whether
-    its loss curve is drawn smoothed.
+    `model_from`: `config` starts from random weights of a config.json, `weights` from trained ones; `head`: what the
+    model ends in, `language_model` or a `score` (one number a position, as a reward model has); `smooth`: whether its
+    loss curve is drawn smoothed.
 
     `build(options=…, context=StageContext) -> Stage`
     """
@@ -61,14 +62,15 @@ class StageRecord(Record):
     default_loss: str
     options: type[Options] = NoOptions
     model_from: Literal["config", "weights"] = "weights"
+    head: ModelHead = "language_model"
     smooth: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossRecord(Record):
-    """A loss over tokens, preference pairs or labelled completions (`loss_kind`). `needs_reference`: whether a loss of
-    the last two kinds compares with a reference model's log-probabilities.
-    `build(options=…) -> TokenLoss | PreferenceLoss | FeedbackLoss`"""
+    """A loss over tokens, preference pairs, labelled completions or scores of pairs (`loss_kind`). `needs_reference`:
+    whether a loss of pairs or of labelled completions compares with a reference model's log-probabilities.
+    `build(options=…) -> TokenLoss | PreferenceLoss | FeedbackLoss | RewardLoss`"""
 
     kind: ClassVar[str] = "losses"
     build: Callable[..., protocols.Loss]
@@ -121,11 +123,13 @@ class AdapterRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineRecord(Record):
-    """An engine. `build(options=…, context=EngineContext) -> Engine`"""
+    """An engine. `reshaping`: its options that divide the same work in another way, so that a resumed run may change
+    them (numbers then agree up to rounding). `build(options=…, context=EngineContext) -> Engine`"""
 
     kind: ClassVar[str] = "engines"
     build: Callable[..., protocols.Engine]
     options: type[Options] = NoOptions
+    reshaping: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

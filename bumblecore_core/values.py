@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import torch
 
 SampleKind: TypeAlias = Literal["text", "chat", "preference", "feedback"]
-LossKind: TypeAlias = Literal["token", "preference", "feedback"]
+LossKind: TypeAlias = Literal["token", "preference", "feedback", "reward"]
+ModelHead: TypeAlias = Literal["language_model", "score"]
 Message: TypeAlias = dict[str, Any]
 """A chat message as transformers' templates read it: `role` (system, user, assistant, tool), `content`, and for an
 assistant optionally `tool_calls` (`[{"type": "function", "function": {"name": …, "arguments": {…}}}]`) or

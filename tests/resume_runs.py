@@ -47,7 +47,7 @@ def settings_of(bench: Path, stage: str, name: str, *, dropout: bool = False, **
     settings["output_dir"] = str(bench / name)
     for section, values in changes.items():
         if isinstance(values, dict) and section != "scheduler":
-            settings[section] = {**settings[section], **values}
+            settings[section] = {**settings.get(section, {}), **values}
         else:
             settings[section] = values
     settings["data"].setdefault("eval_path", str(bench / "text.jsonl" if stage != "sft" else bench / "chat.json"))

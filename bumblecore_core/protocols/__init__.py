@@ -6,7 +6,7 @@ These are structural types: a plugin class needs no base class, only the same me
 from typing import TYPE_CHECKING
 
 from bumblecore_core.protocols.engines import Engine, EngineContext
-from bumblecore_core.protocols.losses import FeedbackLoss, Loss, PreferenceLoss, TokenLoss
+from bumblecore_core.protocols.losses import FeedbackLoss, Loss, PreferenceLoss, RewardLoss, TokenLoss
 from bumblecore_core.protocols.others import Adapter, AttentionFunctions, Logger
 from bumblecore_core.protocols.rows import DataFormat, Row
 from bumblecore_core.protocols.stages import Reference, Stage, StageContext
@@ -25,6 +25,7 @@ __all__ = [
     "Loss",
     "PreferenceLoss",
     "Reference",
+    "RewardLoss",
     "Row",
     "Stage",
     "StageContext",

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from bumblecore_core.values import Batch, ParameterGroup, StepOutput, StepResult
 
@@ -33,11 +32,17 @@ class EngineContext:
 class Engine(Protocol):
     """Owns devices, wrapping, backward, step and state. One engine per process; `rank` 0 speaks.
 
-    `dtype`: the dtype that the weights compute in, resolved from the context's. `background_saving`: whether
-    `training_state` can copy, so that files are written while training goes on.
+    `holds_model`: whether `prepare` needs this rank's weights; where not (ZeRO-3 beyond rank 0) the model that it gets
+    is a skeleton, whose parameters have shapes and no memory. `dtype`: the dtype that the weights compute in, resolved
+    from the context's. `background_saving`: whether `training_state` can copy, so that files are written while training
+    goes on.
+
+    An engine may have `sharded`: which of `AdamW moments`, `float32 masters`, `gradients` and `weights` it spreads over
+    the ranks, for the estimate of memory.
     """
 
     background_saving: bool
+    holds_model: bool
     rank: int
     world_size: int
     device: torch.device
@@ -45,10 +50,6 @@ class Engine(Protocol):
 
     def features(self) -> Sequence[tuple[str, str]]:
         """(feature, what was decided) lines for the start summary."""
-        ...
-
-    def model_context(self) -> AbstractContextManager[None]:
-        """Entered around building or loading the model (ZeRO-3 shards parameters inside it)."""
         ...
 
     def prepare(
@@ -59,7 +60,15 @@ class Engine(Protocol):
         make_optimizer: Callable[[Sequence[ParameterGroup]], torch.optim.Optimizer],
         make_scheduler: Callable[[torch.optim.Optimizer], Scheduler],
     ) -> None:
-        """Moves, casts and wraps `module` (`forward(batch) -> StepOutput`), makes optimizer and scheduler."""
+        """Moves, casts and wraps `module` (`forward(batch) -> StepOutput`), makes optimizer and scheduler.
+
+        A parameter in `module.used_outside` is used outside its own module's forward (a fused loss takes the
+        head's weight): an engine that shards weights has it whole during `module`'s forward.
+        """
+        ...
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """What `function` gives when it is called inside the wrapped module's forward (which passes it through)."""
         ...
 
     def forward_backward(self, *, batch: Batch, scale: float, last: bool) -> StepOutput:

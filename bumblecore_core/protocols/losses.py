@@ -1,4 +1,4 @@
-"""Losses over tokens, over pairs, and over labelled completions."""
+"""Losses over tokens, over pairs, over labelled completions, and over scores of pairs."""
 
 from __future__ import annotations
 
@@ -55,4 +55,13 @@ class FeedbackLoss(Protocol):
         ...
 
 
-Loss: TypeAlias = TokenLoss | PreferenceLoss | FeedbackLoss
+class RewardLoss(Protocol):
+    """A loss over the scores that a reward model gives (`LossRecord(loss_kind="reward")`)."""
+
+    def __call__(self, *, chosen: torch.Tensor, rejected: torch.Tensor) -> StepOutput:
+        """`chosen`, `rejected`: (P,) float32 scores of the two sequences of P pairs. Returns the sum over pairs, and
+        P."""
+        ...
+
+
+Loss: TypeAlias = TokenLoss | PreferenceLoss | FeedbackLoss | RewardLoss

@@ -15,7 +15,7 @@ from bumblecore_core.hookspecs import HOOK_API_ATTRIBUTE, HOOK_API_VERSION, HOOK
 from bumblecore_core.records import RECORDS, Options, Record
 from bumblecore_core.registry.discover import PluginInfo
 from bumblecore_core.registry.options import nested_models
-from bumblecore_core.values import LossKind, SampleKind
+from bumblecore_core.values import LossKind, ModelHead, SampleKind
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 HOOKS: Mapping[str, type[Record]] = {HOOK_OF_KIND[record.kind]: record for record in RECORDS}
@@ -154,6 +154,13 @@ def _check_options(record: Record, value: Any) -> Complaints:
     yield from _model_complaints(value, "", seen=set())
 
 
+def _check_reshaping(record: Record, value: Any) -> Complaints:
+    known = getattr(getattr(record, "options", None), "model_fields", {})
+    unknown = [name for name in value if name not in known] if isinstance(value, tuple) else [value]
+    if unknown:
+        yield "", f"{unknown[0]!r} is no option of it", "Give a tuple of names of its options"
+
+
 def _model_complaints(model: type[BaseModel], path: str, seen: set[type[BaseModel]]) -> Complaints:
     seen.add(model)
     if model.model_config.get("extra") != "forbid":
@@ -234,10 +241,12 @@ FIELD_CHECKS: Mapping[str, Callable[[Any, Any], Complaints]] = {
     "reads": _one_of(*get_args(SampleKind)),
     "loss_kind": _one_of(*get_args(LossKind)),
     "model_from": _one_of("config", "weights"),
+    "head": _one_of(*get_args(ModelHead)),
     "default_loss": _check_name,
     "smooth": _typed(bool),
     "needs_metric": _typed(bool),
     "needs_reference": _typed(bool),
     "priority": _typed(int),
+    "reshaping": _check_reshaping,
 }
 """One check for every field of every record class; a field that is added to a record needs its line here."""

@@ -33,7 +33,7 @@ from bumblecore_core.run.profiling import PluginTimes, timed
 from bumblecore_core.run.stage_factory import StageFactory
 from bumblecore_core.run.weights import stored_dtype
 from bumblecore_core.toolkit.adapters import tokenizer_source
-from bumblecore_core.toolkit.policy import make_policy
+from bumblecore_core.toolkit.policy import head_parameters, make_policy
 from bumblecore_core.toolkit.tokenizers import resolve_model_dir, tokenizer_fingerprint
 from bumblecore_core.values import Batch, ParameterGroup
 
@@ -61,13 +61,15 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class Assembled:
-    """A run that is ready to train. `features`: (feature, what was decided) pairs; `warnings`: what to show beside."""
+    """A run that is ready to train. `features`: (feature, what was decided) pairs; `warnings`: what to show beside;
+    `sharded`: what the engine spreads over the ranks."""
 
     model: Any
     adapter: Adapter | None
     module: TrainModule
     features: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...] = ()
+    sharded: tuple[str, ...] = ()
 
 
 def build(selected: Selected[Any], **given: Any) -> Any:
@@ -132,7 +134,7 @@ def prepare(
     for made in {id(store): store, id(eval_store): eval_store}.values():
         if times is not None and not made.report.reused:
             times.add("stages", resolved.stage.name, "encode, with reading", made.report.seconds)
-    longest = max(int(store.lengths.max()), int(eval_store.lengths.max()))
+    longest = max(store.longest_sequence(), eval_store.longest_sequence())
     return Prepared(
         resolved=resolved,
         model_dir=model_dir,
@@ -162,18 +164,22 @@ def assemble(
     implementation, attention = chosen_attention(prepared, registry, engine)
     from_config = resolved.stage.record.model_from == "config"
     adapter: Adapter | None = build(resolved.adapter) if resolved.adapter is not None else None
-    with engine.model_context():
-        model = build_model(
-            directory=checkpoint if checkpoint is not None and adapter is None else prepared.model_dir,
-            from_config=from_config and checkpoint is None,
-            dtype=torch.float32 if from_config else stored_dtype(prepared.model_dir),
-            attention=implementation,
-            seed=config.train.seed,
-            gradient_checkpointing=config.model.gradient_checkpointing,
-            trust_remote_code=config.model.trust_remote_code,
-        )
-        if adapter is not None:
-            model = adapted(resolved, adapter, model, base=prepared.model_dir, checkpoint=checkpoint)
+    skeleton = not getattr(engine, "holds_model", True)
+    model = build_model(
+        directory=checkpoint if checkpoint is not None and adapter is None else prepared.model_dir,
+        from_config=from_config and checkpoint is None,
+        dtype=torch.float32 if from_config else stored_dtype(prepared.model_dir),
+        attention=implementation,
+        seed=config.train.seed,
+        gradient_checkpointing=config.model.gradient_checkpointing,
+        trust_remote_code=config.model.trust_remote_code,
+        head=resolved.stage.record.head,
+        pad_token_id=prepared.tokenizer.pad_token_id,
+        skeleton=skeleton,
+    )
+    if adapter is not None:
+        model = adapted(resolved, adapter, model, base=prepared.model_dir, checkpoint=checkpoint)
+    about, warnings = described(resolved, adapter, model)
     loss = timed(times, "losses", resolved.loss.name, build(resolved.loss))
     module = TrainModule(
         model=model,
@@ -181,6 +187,7 @@ def assemble(
         stage_name=resolved.stage.name,
         loss=loss,
         loss_name=resolved.loss.name,
+        used_outside=head_parameters(model),
     )
     engine.prepare(
         module=module,
@@ -192,8 +199,7 @@ def assemble(
     )
     share = bool(getattr(prepared.stage, "shares_prefixes", False))
     single_document = config.train.micro_batch_size == 1 and not config.data.packing and not share
-    module.policy = make_policy(model, single_document=single_document, share_prefixes=share)
-    about, warnings = described(resolved, adapter, model)
+    module.policy = engine.call(lambda: make_policy(model, single_document=single_document, share_prefixes=share))
     features = (
         ("adapter", about),
         ("loss", resolved.loss.name),
@@ -203,7 +209,14 @@ def assemble(
         ("packing", "on" if config.data.packing else "off (still no padding: documents are concatenated)"),
         *engine.features(),
     )
-    return Assembled(model=model, adapter=adapter, module=module, features=features, warnings=warnings)
+    return Assembled(
+        model=model,
+        adapter=adapter,
+        module=module,
+        features=features,
+        warnings=warnings,
+        sharded=tuple(getattr(engine, "sharded", ())),
+    )
 
 
 def _require_rows(resolved: ResolvedRun, stage: Stage) -> None:
@@ -232,6 +245,8 @@ def load_start_model(prepared: Prepared, directory: Path, *, attention: str, wit
         attention=attention,
         seed=config.train.seed,
         trust_remote_code=config.model.trust_remote_code,
+        head=resolved.stage.record.head,
+        pad_token_id=prepared.tokenizer.pad_token_id,
     )
     if with_adapter and resolved.adapter is not None:
         return adapted(resolved, build(resolved.adapter), model, base=directory)

@@ -117,7 +117,10 @@ def _run(
     speaks = engine.rank == 0
     prepared = prepare(resolved, registry, switches, world_size=engine.world_size, progress=speaks, times=times)
     lock = _lock(prepared, registry, engine)
-    warnings = list(start.warnings) + check_start(start, lock, allowed=config.checkpoint.allow) if start else []
+    warnings: list[str] = []
+    if start is not None:
+        reshaping = [f"engine.{name}" for name in resolved.engine.record.reshaping]
+        warnings += [*start.warnings, *check_start(start, lock, allowed=config.checkpoint.allow, reshaping=reshaping)]
     wanted = wanted_reference(prepared)
     asked = ask_before_training(wanted, prepared, registry, engine, resuming=start is not None)
     assembled = assemble(prepared, registry, engine, start.path if start else None, times)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 Facts = list[tuple[str, str]]
 
 
-def data_facts(store: TokenStore, rows: np.ndarray, eval_rows: int, plan: BatchPlan, *, pairs: bool) -> Facts:
-    """Rows, tokens, supervised share (not of `pairs`), packing fill, and what was dropped or cut."""
+def data_facts(store: TokenStore, rows: np.ndarray, eval_rows: int, plan: BatchPlan, *, token_loss: bool) -> Facts:
+    """Rows, tokens, packing fill, and what was dropped or cut; the supervised share where the loss counts tokens."""
     report = store.report
     tokens = int(store.lengths[rows].sum(dtype="int64"))
     supervised = int(store.counts[rows].sum(dtype="int64"))
@@ -29,7 +29,7 @@ def data_facts(store: TokenStore, rows: np.ndarray, eval_rows: int, plan: BatchP
         ("rows", f"{report.rows:,} read, {len(rows):,} training examples" + _held_out(eval_rows)),
         ("tokens", f"{tokens:,} in training examples, longest {int(store.lengths[rows].max()):,}"),
     ]
-    if not pairs:
+    if token_loss:
         facts.append(("supervised", f"{supervised:,} ({supervised / tokens:.1%} of tokens)"))
     if plan.options.packing:
         facts.append(("packing fill", f"{plan.fill():.1%} of {plan.options.max_length} tokens"))
@@ -69,9 +69,16 @@ def parameter_facts(parameters: int, trainable: int) -> Facts:
 
 
 def memory_facts(
-    config: RunConfig, model_config: Any, parameters: int, trainable: int, weight_bytes: int, plan: BatchPlan
+    config: RunConfig,
+    model_config: Any,
+    parameters: int,
+    trainable: int,
+    weight_bytes: int,
+    plan: BatchPlan,
+    sharded: Sequence[str] = (),
 ) -> Facts:
-    """Estimated memory by purpose for the largest micro-batch; `head` holds for the fused loss."""
+    """Estimated memory of a rank by purpose for the largest micro-batch; `head` holds for the fused loss. `sharded`:
+    the purposes that an engine spreads over the ranks."""
     tokens, supervised = _largest_micro_batch(plan)
     parts: Mapping[str, int] = estimate(
         MemoryInputs(
@@ -86,7 +93,10 @@ def memory_facts(
             config=model_config,
         )
     )
-    total = ("estimated memory", f"{readable(sum(parts.values()))} for a micro-batch of {tokens:,} tokens:")
+    ranks = plan.options.world_size
+    parts = {name: -(-size // ranks) if name in sharded else size for name, size in parts.items()}
+    of_rank = " a rank" if ranks > 1 else ""
+    total = ("estimated memory", f"{readable(sum(parts.values()))}{of_rank} for a micro-batch of {tokens:,} tokens:")
     return [total, *((f"  {name}", readable(size)) for name, size in parts.items() if size)]
 
 

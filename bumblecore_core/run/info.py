@@ -35,8 +35,9 @@ def run_info(
     """What loggers and the console are told before the first step."""
     config = prepared.resolved.config
     parameters = list(assembled.model.parameters())
-    total = sum(parameter.numel() for parameter in parameters)
-    trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    sizes = [getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters]  # whole, under ZeRO-3 too
+    total = sum(sizes)
+    trainable = sum(size for size, parameter in zip(sizes, parameters, strict=True) if parameter.requires_grad)
     weight_bytes = parameters[0].element_size()
     resumed = [("resumed", f"{start.path}, after step {start.step:,}")] if start else []
     return RunInfo(
@@ -52,7 +53,9 @@ def run_info(
             *prepared_facts(prepared),
             *([("reference", reference)] if reference else []),
             *parameter_facts(total, trainable),
-            *memory_facts(config, assembled.model.config, total, trainable, weight_bytes, prepared.plan),
+            *memory_facts(
+                config, assembled.model.config, total, trainable, weight_bytes, prepared.plan, assembled.sharded
+            ),
             ("peak for MFU", speed.words),
             *space_facts(config, total * weight_bytes, trainable * (12 if weight_bytes == 2 else 8)),
         ],
@@ -65,9 +68,9 @@ def run_info(
 def prepared_facts(prepared: Prepared) -> list[tuple[str, str]]:
     """Data and step facts: what `bumble plan` and a run say alike."""
     eval_rows = 0 if prepared.eval_plan is None else len(prepared.eval_plan.rows)
-    pairs = prepared.resolved.stage.record.loss_kind != "token"
+    token_loss = prepared.resolved.stage.record.loss_kind == "token"
     return [
-        *data_facts(prepared.store, prepared.rows, eval_rows, prepared.plan, pairs=pairs),
+        *data_facts(prepared.store, prepared.rows, eval_rows, prepared.plan, token_loss=token_loss),
         *(("warning", warning) for warning in prepared.warnings),
         *step_facts(prepared.resolved.config, prepared.plan),
     ]

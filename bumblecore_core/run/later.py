@@ -14,7 +14,8 @@ from bumblecore_core.toolkit.tokenizers import resolve_model_dir
 
 
 def check_later_run(run: ResolvedRun, earlier: Sequence[ResolvedRun], *, overwrite: bool) -> None:
-    """Checks that model, data and output directory are there, as far as no `earlier` run makes them.
+    """Checks that model, data, an adapter to go on from (`adapter.path`) and output directory are there, as far as no
+    `earlier` run makes them.
 
     Raises `ModelError` BC061 or BC064, `DataError` as `resolve_files` does, `RunError` BC043 or BC069, and
     `ConfigError` BC039 for two different runs with one output directory.
@@ -27,6 +28,9 @@ def check_later_run(run: ResolvedRun, earlier: Sequence[ResolvedRun], *, overwri
         raise one(ConfigError, "BC039", problem, "Give each run a directory of its own", field="output_dir")
     if not _made_by(coming, config.model.path):
         resolve_model_dir(config.model.path)
+    adapter = getattr(run.adapter.options, "path", None) if run.adapter is not None else None
+    if adapter is not None and not _made_by(coming, adapter):
+        resolve_model_dir(adapter, field="adapter.path")
     for entries, formats, field in (
         (config.data.path, run.formats, "data.path"),
         (config.data.eval_path or (), run.eval_formats, "data.eval_path"),

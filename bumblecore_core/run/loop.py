@@ -108,15 +108,18 @@ def train(
 
 
 def evaluate(engine: Engine, micros: Micros, between: Callable[[], None] | None = None) -> dict[str, float]:
-    """Loss per counted position, its exponential as `perplexity`, and the stage's metrics, over all ranks."""
-    metrics = WindowMetrics()
+    """Loss per counted item, its exponential as `perplexity` where the items are positions of the head (not pairs or
+    rows), and the stage's metrics, over all ranks."""
+    metrics, of_positions = WindowMetrics(), True
     for micro, batch in micros:
+        of_positions = of_positions and batch.head_positions is None
         metrics.add(engine.evaluate(batch=batch.to(engine.device)), counts=micro.counts)
         if between is not None:
             between()
     loss_sum, count, figures, _ = metrics.reduce(engine)
     loss = loss_sum / count if count else math.nan
-    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), **figures}
+    perplexity = {"perplexity": math.exp(min(loss, 700.0))} if of_positions else {}
+    return {"loss": loss, **perplexity, **figures}
 
 
 def _evaluate_once(

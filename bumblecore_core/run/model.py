@@ -11,12 +11,17 @@ from typing import Any
 import torch
 
 from bumblecore_core.errors import BumbleError, ConfigError, ModelError, Problem, one
+from bumblecore_core.run.skeleton import without_memory
 from bumblecore_core.run.weights import stored_dtype
 from bumblecore_core.toolkit.adapters import adapter_chain, fold_in
 from bumblecore_core.toolkit.json_files import require_json_object
+from bumblecore_core.toolkit.scorers import make_scorer_config, names_scorer, refuse_scorer, score_of
 from bumblecore_core.toolkit.seeds import derive_seed
+from bumblecore_core.values import ModelHead
 
 SHOWN_KEYS = 5
+SCORE_WEIGHT = "score.weight"
+LANGUAGE_MODEL_HEADS = {"lm_head.weight", "lm_head.bias", "embed_out.weight"}
 
 
 def load_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
@@ -39,27 +44,44 @@ def build_model(
     gradient_checkpointing: bool = False,
     trust_remote_code: bool = False,
     dtype: torch.dtype | None = None,
+    head: ModelHead = "language_model",
+    pad_token_id: int | None = None,
+    skeleton: bool = False,
 ) -> Any:
     """A causal language model on the CPU, in evaluation mode when loaded; the engine moves and casts it.
+
+    `head="score"`: a reward model (see `toolkit.scorers`), whose batches are filled up with `pad_token_id`. Loaded from
+    a language model's directory it loses that head and gets a score of random weights, from the stream of `seed` too.
 
     `from_config`: random float32 weights from a stream of `seed`, which leaves the global generator as it was; else the
     directory's own weights, in `dtype` or in one that loses nothing (`weights.stored_dtype`). Where `directory` holds
     an adapter, its base is loaded and the adapter folded in, which wants float32. `attention` is a name that
-    transformers knows (see `attention.select_attention`); it stays out of a saved config.json.
+    transformers knows (see `attention.select_attention`); it stays out of a saved config.json. `skeleton`: the same
+    model without weights: parameters have shape and dtype and no memory.
 
     Raises `ModelError`: BC029 (a weight file is missing), BC030 (missing, unexpected or misshapen weights), BC064
     (anything else that keeps the model from loading), and `ConfigError` BC039 where the model has no gradient
     checkpointing.
     """
     config = load_config(directory, trust_remote_code=trust_remote_code)
-    if from_config:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "init"))
-            model = _from_config(config, directory, attention=attention, trust_remote_code=trust_remote_code)
+    base, adapters = adapter_chain(directory)
+    if head == "score":
+        fresh_score = not names_scorer(config.architectures)
+        make_scorer_config(config, pad_token_id)
     else:
-        dtype = dtype or stored_dtype(directory)
-        base, adapters = adapter_chain(directory)
-        model = _from_weights(config, base, dtype, attention=attention, trust_remote_code=trust_remote_code)
+        fresh_score = False
+        refuse_scorer(base, adapters, fix="Start this stage from a language model", field="model.path")
+    options: dict[str, Any] = {"attn_implementation": attention, "trust_remote_code": trust_remote_code}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "init"))
+        if skeleton:
+            model = without_memory(lambda: _from_config(config, directory, head, **options), dtype or torch.float32)
+        elif from_config:
+            model = _from_config(config, directory, head, **options)
+        else:
+            options["dtype"] = dtype or stored_dtype(directory)
+            model = _from_weights(config, base, head, fresh_score=fresh_score, **options)
+    if not from_config and not skeleton:
         for adapter in adapters:
             model = fold_in(model, adapter)
     if gradient_checkpointing:
@@ -67,11 +89,13 @@ def build_model(
     return model
 
 
-def meta_model(directory: Path, *, trust_remote_code: bool = False) -> Any:
+def meta_model(directory: Path, *, trust_remote_code: bool = False, head: ModelHead = "language_model") -> Any:
     """The model without memory for its weights (meta device): for counting, planning, and finding modules by name."""
     config = load_config(directory, trust_remote_code=trust_remote_code)
+    if head == "score":
+        make_scorer_config(config, None)
     with torch.device("meta"):
-        return _from_config(config, directory, attention="eager", trust_remote_code=trust_remote_code)
+        return _from_config(config, directory, head, attn_implementation="eager", trust_remote_code=trust_remote_code)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,38 +149,47 @@ def check_positions(config: Any, longest: int) -> tuple[str, ...]:
     raise one(ConfigError, "BC039", problem, f"Set it to {positions} or less", field="data.max_length")
 
 
-def _from_config(config: Any, directory: Path, *, attention: str, trust_remote_code: bool) -> Any:
-    from transformers import AutoModelForCausalLM
+def _auto_class(head: ModelHead) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    return AutoModelForCausalLM if head == "language_model" else AutoModelForSequenceClassification
+
+
+def _from_config(config: Any, directory: Path, head: ModelHead, **options: Any) -> Any:
     with _reported(directory / "config.json"):
-        return AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=trust_remote_code
-        )
-
-
-def _from_weights(config: Any, directory: Path, dtype: torch.dtype, *, attention: str, trust_remote_code: bool) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    with _reported(directory):
-        model, info = AutoModelForCausalLM.from_pretrained(
-            directory,
-            config=config,
-            dtype=dtype,
-            attn_implementation=attention,
-            local_files_only=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below, with all the others
-        )
-    _check_loaded(info, directory)
+        model = _auto_class(head).from_config(config, dtype=torch.float32, **options)
+    _require_score(model, head, directory)
     return model
 
 
-def _check_loaded(info: dict[str, Any], directory: Path) -> None:
-    """Tied weights that are absent on purpose are not in transformers' list of missing ones."""
+def _from_weights(config: Any, directory: Path, head: ModelHead, *, fresh_score: bool, **options: Any) -> Any:
+    with _reported(directory):
+        model, info = _auto_class(head).from_pretrained(
+            directory,
+            config=config,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, with all the others
+            **options,
+        )
+    _require_score(model, head, directory)
+    _check_loaded(info, directory, fresh_score=fresh_score)
+    return model
+
+
+def _require_score(model: Any, head: ModelHead, directory: Path) -> None:
+    if head == "score" and score_of(model) is None:
+        problem = f"{type(model).__name__} has no module 'score' that could make it a reward model"
+        fix = "Use a decoder model such as llama or qwen3"
+        raise one(ModelError, "BC064", problem, fix, place=str(directory), field="model.path")
+
+
+def _check_loaded(info: dict[str, Any], directory: Path, *, fresh_score: bool) -> None:
+    """Tied weights that are absent on purpose are not in transformers' list of missing ones. `fresh_score`: the score
+    takes the place of the language model's head."""
     wrong = {
-        "missing": sorted(info["missing_keys"]),
-        "unexpected": sorted(info["unexpected_keys"]),
+        "missing": sorted(set(info["missing_keys"]) - ({SCORE_WEIGHT} if fresh_score else set())),
+        "unexpected": sorted(set(info["unexpected_keys"]) - (LANGUAGE_MODEL_HEADS if fresh_score else set())),
         "misshapen": [f"{name} {tuple(file)} for {tuple(own)}" for name, file, own in sorted(info["mismatched_keys"])],
     }
     problems = [
@@ -212,7 +245,8 @@ def _unloadable(error: Exception, place: Path) -> BumbleError:
         fix = "Read that code, then set model.trust_remote_code to true"
         return one(ModelError, "BC064", problem, fix, place=str(place), field="model.trust_remote_code")
     if "Unrecognized configuration class" in text:
-        problem, fix = "this model type has no causal language model", "Use a decoder model such as llama or qwen3"
+        what = "sequence classification" if "SequenceClassification" in text else "causal language model"
+        problem, fix = f"this model type has no {what}", "Use a decoder model such as llama or qwen3"
     else:
         problem = (text.splitlines() or [type(error).__name__])[0][:300]
         fix = "Check the model's files, and that your version of transformers knows this model type"

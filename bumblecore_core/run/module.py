@@ -6,6 +6,7 @@ is ever called around the wrapper.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from bumblecore_core.values import Batch, StepOutput
 class TrainModule(torch.nn.Module):
     """`model` holds the parameters and is what is saved; `policy` is the same model as the stage sees it.
 
+    `used_outside`: parameters that are used outside their own modules, such as the head's by a fused loss.
     The policy is set once the engine has prepared the module: it is probed on the final device, in the final dtype.
     """
 
@@ -26,14 +28,27 @@ class TrainModule(torch.nn.Module):
     asks_reference = False
     """Whether `forward` gives the stage's `reference_step` of a batch, instead of its loss."""
 
-    def __init__(self, *, model: torch.nn.Module, stage: Stage, stage_name: str, loss: Loss, loss_name: str) -> None:
+    def __init__(
+        self,
+        *,
+        model: torch.nn.Module,
+        stage: Stage,
+        stage_name: str,
+        loss: Loss,
+        loss_name: str,
+        used_outside: Sequence[torch.nn.Parameter] = (),
+    ) -> None:
         super().__init__()
         self.model = model
+        self.used_outside = tuple(used_outside)
         self.stage, self.stage_name = stage, stage_name
         self.loss, self.loss_name = loss, loss_name
 
-    def forward(self, batch: Batch) -> StepOutput:
-        """Loss sum, count and metrics of one micro-batch."""
+    def forward(self, batch: Batch | Callable[[], Any]) -> Any:
+        """Loss sum, count and metrics of one micro-batch; or what a function gives that is called in here instead,
+        where an engine that shards weights has the head's weight whole."""
+        if callable(batch):
+            return batch()
         with blamed("stages", self.stage_name):
             if self.asks_reference:
                 figures = self.stage.reference_step(policy=self.policy, batch=batch)  # type: ignore[attr-defined]

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from bumblecore_core.config.resolved import ResolvedRun
+from bumblecore_core.errors import PluginError
+from bumblecore_core.protocols import Adapter
 from bumblecore_core.registry import PluginSwitches, Registry
-from bumblecore_core.run.assemble import attention_records, build_engine, prepare
+from bumblecore_core.run.adapt import adapted, described
+from bumblecore_core.run.assemble import Prepared, attention_records, build, build_engine, prepare
 from bumblecore_core.run.attention import select_attention
 from bumblecore_core.run.facts import memory_facts, parameter_facts
 from bumblecore_core.run.info import prepared_facts
-from bumblecore_core.run.model import meta_model
+from bumblecore_core.run.model import meta_model, parameter_counts
+from bumblecore_core.toolkit.adapters import quietly
 from bumblecore_core.values import RunInfo
 
 
 def plan_run(resolved: ResolvedRun, registry: Registry, switches: PluginSwitches, *, devices: int) -> RunInfo:
-    """The summary of a run over `devices` devices like this machine's. An adapter's trainable share is known only once
-    the weights are there: without them every parameter counts as trainable."""
+    """The summary of a run over `devices` devices like this machine's. Raises what is wrong as `prepare` does, and with
+    an adapter's options."""
     config = resolved.config
     engine = build_engine(resolved)
     try:
@@ -24,8 +29,8 @@ def plan_run(resolved: ResolvedRun, registry: Registry, switches: PluginSwitches
         _, attention = select_attention(
             attention_records(registry), config.model.attention, device=engine.device, dtype=engine.dtype
         )
-        model = meta_model(prepared.model_dir, trust_remote_code=config.model.trust_remote_code)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
+        model, about, warnings = _planned_model(prepared)
+        counts = parameter_counts(model)
         weight_bytes = engine.dtype.itemsize
         return RunInfo(
             output_dir=Path(config.output_dir),
@@ -34,13 +39,46 @@ def plan_run(resolved: ResolvedRun, registry: Registry, switches: PluginSwitches
             first_step=0,
             config=resolved.to_dict(),
             facts=[
+                *(("warning", warning) for warning in warnings),
                 *prepared_facts(prepared),
-                *parameter_facts(parameters, parameters),
-                *memory_facts(config, model.config, parameters, parameters, weight_bytes, prepared.plan),
+                *parameter_facts(counts.total, counts.trainable),
+                *memory_facts(
+                    config,
+                    model.config,
+                    counts.total,
+                    counts.trainable,
+                    weight_bytes,
+                    prepared.plan,
+                    getattr(engine, "sharded", ()),
+                ),
             ],
-            features=[("loss", resolved.loss.record.name), ("attention", "; ".join(attention)), *engine.features()],
+            features=[
+                ("adapter", about),
+                ("loss", resolved.loss.record.name),
+                ("attention", "; ".join(attention)),
+                *engine.features(),
+            ],
             sample=prepared.stage.preview(example=prepared.store.example(int(prepared.rows[0]))),
             smooth=resolved.stage.record.smooth,
         )
     finally:
         engine.close()
+
+
+def _planned_model(prepared: Prepared) -> tuple[Any, str, tuple[str, ...]]:
+    """(the model without its weights, what is said of its adapter, warnings)."""
+    resolved = prepared.resolved
+    trust = resolved.config.model.trust_remote_code
+    head = resolved.stage.record.head
+    model = meta_model(prepared.model_dir, trust_remote_code=trust, head=head)
+    if resolved.adapter is None:
+        return model, *described(resolved, None, model)
+    adapter: Adapter = build(resolved.adapter)
+    try:
+        with quietly():  # an adapter's saved weights go nowhere here
+            model = adapted(resolved, adapter, model, base=prepared.model_dir)
+        return model, *described(resolved, adapter, model)
+    except PluginError as error:  # it needs numbers where there are none, which says nothing against the run itself
+        warning = f"what the adapter trains is known only once the weights are there: {error.problems[0].problem}"
+        untouched = meta_model(prepared.model_dir, trust_remote_code=trust, head=head)
+        return untouched, resolved.adapter.name, (warning,)

@@ -201,21 +201,21 @@ def _ask_store(
     bar = tqdm(total=passes, unit="batch", desc="reference", disable=engine.rank != 0 or not sys.stderr.isatty())
     for turn in range(passes):
         at = turn * engine.world_size + engine.rank
-        rows = batches[min(at, len(batches) - 1)]
+        rows, first = batches[min(at, len(batches) - 1)]
         figures = ask(collate(store, prepared.stage, rows))
         if at < len(batches):
             for name, column in values.items():
-                column[list(rows)] = figures[name].double().cpu().numpy()
+                column[np.asarray(rows)[first]] = figures[name].double().cpu().numpy()[first]
         bar.update()
     bar.close()
     return {name: _of_all_ranks(column, engine) for name, column in values.items()}
 
 
-def _first_batches(prepared: Prepared, store: TokenStore) -> list[tuple[int, ...]]:
-    """The micro-batches in which the run's rows of this store are first met, in training or in evaluation: in them the
-    policy computes a row as its reference did, to the bit, for the same kernels see the same shapes. Rows that the run
-    does not reach are not asked about."""
-    found: list[tuple[int, ...]] = []
+def _first_batches(prepared: Prepared, store: TokenStore) -> list[tuple[tuple[int, ...], np.ndarray]]:
+    """The micro-batches in which the run's rows of this store are first met, in training or in evaluation, each with
+    which of its rows that are: in them the policy computes a row as its reference did, to the bit, for the same kernels
+    see the same shapes. Rows that the run does not reach are not asked about."""
+    found: list[tuple[tuple[int, ...], np.ndarray]] = []
     seen: set[int] = set()
     for plan, of in ((prepared.plan, prepared.store), (prepared.eval_plan, prepared.eval_store)):
         if plan is None or of.directory != store.directory:
@@ -223,8 +223,9 @@ def _first_batches(prepared: Prepared, store: TokenStore) -> list[tuple[int, ...
         wanted = set(plan.rows.tolist())
         for window in plan.windows():
             for micro in (micro for rank in window.micro_batches for micro in rank if micro.counts):
-                if not seen.issuperset(micro.rows):
-                    found.append(micro.rows)
+                first = np.asarray([row not in seen for row in micro.rows])
+                if first.any():
+                    found.append((micro.rows, first))
                     seen.update(micro.rows)
             if wanted <= seen:
                 break
@@ -232,7 +233,7 @@ def _first_batches(prepared: Prepared, store: TokenStore) -> list[tuple[int, ...
 
 
 def _of_all_ranks(column: np.ndarray, engine: Engine) -> np.ndarray:
-    """Each row's figure is of one rank and zero on the others, so that their sum is exact."""
+    """Each row's figure is of the rank that met it first and zero on the others, so that their sum is exact."""
     if engine.world_size > 1:
         parts = [column[at : at + SUMMED_AT_ONCE] for at in range(0, len(column), SUMMED_AT_ONCE)]
         column = np.concatenate([engine.sum_over_ranks(part.tolist()) for part in parts])

@@ -69,7 +69,11 @@ def count_flops(model: Any) -> Flops:
     tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     per_token = 0.0
     for name, parameter in model.named_parameters():
-        if parameter.dim() >= 2 and parameter is not head_weight and id(parameter) not in tables:
+        if (
+            len(getattr(parameter, "ds_shape", parameter.shape)) >= 2
+            and parameter is not head_weight
+            and id(parameter) not in tables
+        ):
             per_token += _cost(parameter) * (_active_share(config) if "experts" in name else 1.0)
     return Flops(
         per_token=per_token,

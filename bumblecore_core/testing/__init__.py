@@ -6,7 +6,12 @@ of losses import torch.
 
 from bumblecore_core.testing.formats import check_data_format
 from bumblecore_core.testing.loggers import check_logger
-from bumblecore_core.testing.losses import check_feedback_loss, check_preference_loss, check_token_loss
+from bumblecore_core.testing.losses import (
+    check_feedback_loss,
+    check_preference_loss,
+    check_reward_loss,
+    check_token_loss,
+)
 from bumblecore_core.testing.plugin import check_import_is_light, check_plugin, check_record
 
 __all__ = [
@@ -17,5 +22,6 @@ __all__ = [
     "check_plugin",
     "check_preference_loss",
     "check_record",
+    "check_reward_loss",
     "check_token_loss",
 ]

@@ -148,6 +148,35 @@ def check_feedback_loss(
     _none_sums_to_zero(empty, "row")
 
 
+def check_reward_loss(loss: Any, *, pairs: int = 6, seed: int = 0, tolerance: float = 1e-4) -> None:
+    """Raises `AssertionError` unless a built reward loss keeps its contract on random float32 scores: a scalar float32
+    sum with the number of pairs as count; sum, additive metrics and gradients of two parts add up to the whole; no pair
+    gives 0; and on the whole the gradients draw chosen scores above rejected ones."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    scores = 2 * torch.randn(2, pairs, generator=generator)
+    cut = pairs // 3
+
+    def run(start: int, stop: int, factor: float = 1.0) -> tuple[StepOutput, torch.Tensor]:
+        chosen, rejected = (side[start:stop].clone().requires_grad_() for side in scores)
+        output = loss(chosen=chosen, rejected=rejected)
+        _check_output(output, stop - start)
+        assert output.loss_sum.requires_grad, "loss_sum carries no gradient"
+        (output.loss_sum * factor).backward()
+        return output, torch.stack([_gradient(chosen), _gradient(rejected)])
+
+    whole, gradient = run(0, pairs)
+    first, gradient_first = run(0, cut)
+    second, gradient_second = run(cut, pairs)
+    _check_additive(whole, first, second, tolerance)
+    _close(torch.cat([gradient_first, gradient_second], 1), gradient, tolerance, "gradients, part by part")
+    _close(run(0, pairs, factor=0.25)[1], gradient * 0.25, tolerance, "gradients for 0.25 × the sum")
+    assert float((gradient[1] - gradient[0]).sum()) > 0, "the loss does not draw chosen scores above rejected ones"
+    empty, _ = run(0, 0)
+    _none_sums_to_zero(empty, "pair")
+
+
 def _check_output(output: Any, count: int) -> None:
     import torch
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bumblecore_core.errors import BumbleError, ModelError, Problem, one
 from bumblecore_core.toolkit.json_files import require_json_object
+from bumblecore_core.toolkit.scorers import is_scorer, make_scorer_config
 
 if TYPE_CHECKING:
     import torch
@@ -145,7 +146,9 @@ def put_weights(model: Any, tensors: Mapping[str, torch.Tensor], directory: Path
 def fold_in(model: Any, directory: Path) -> Any:
     """The plain model whose weights are those of `model`, an adapter's base, with the adapter of `directory` folded in,
     every parameter trainable. Folding rounds in the model's dtype: load it in float32. Raises `ModelError`."""
-    adapter = attached(model, read_adapter_config(directory), directory)
+    config = read_adapter_config(directory)
+    config.task_type = None  # folding needs none, and a language model's adapter goes into a reward model so
+    adapter = attached(model, config, directory)
     load_weights(adapter, directory)
     if not hasattr(adapter, "merge_and_unload"):
         problem, fix = "this kind of adapter cannot be folded into weights", "Use a LoRA adapter"
@@ -158,18 +161,33 @@ def fold_in(model: Any, directory: Path) -> Any:
     return merged
 
 
-def load_model(directory: Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> Any:
+def load_model(
+    directory: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
+    pad_token_id: int | None = None,
+) -> Any:
     """The model of a directory, ready to use, in `dtype` or its own. Of an adapter's directory: its base with the
-    adapters folded in float32 (which takes 4 bytes a parameter meanwhile) and rounded once. Raises `ModelError`."""
+    adapters folded in float32 (which takes 4 bytes a parameter meanwhile) and rounded once. A reward model's batches
+    are filled up with `pad_token_id`. Raises `ModelError`."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.utils import logging
 
     base, adapters = adapter_chain(directory)
     logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # of a score that its adapter brings along
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(str(base), local_files_only=True, trust_remote_code=trust_remote_code)
+        model_class = AutoModelForCausalLM
+        if is_scorer(base, adapters):
+            model_class = AutoModelForSequenceClassification
+            make_scorer_config(config, pad_token_id)
+        model = model_class.from_pretrained(
             str(base),
+            config=config,
             dtype="auto",
             attn_implementation="sdpa",
             local_files_only=True,
@@ -178,6 +196,8 @@ def load_model(directory: Path, *, dtype: torch.dtype | None = None, trust_remot
     except Exception as error:
         problem = f"the model cannot be loaded: {' '.join(str(error).split())[:200]}"
         raise one(ModelError, "BC064", problem, "check that its files are whole", place=str(base)) from error
+    finally:
+        logging.set_verbosity(verbosity)
     dtype = dtype or model.dtype
     if adapters:
         _cast(model, torch.float32)

@@ -18,6 +18,7 @@ from torch.nn import functional
 from bumblecore_core.errors import ModelError, one
 from bumblecore_core.toolkit.packing import unshared
 from bumblecore_core.toolkit.probes import PROBE_LENGTHS, close, probe_batch, undisturbed
+from bumblecore_core.toolkit.scorers import score_of
 from bumblecore_core.values import Batch
 
 MULTIPLIERS = ("logit_scale", "lm_head_multiplier")
@@ -52,7 +53,8 @@ class Head:
 
 
 class Policy:
-    """A causal language model that yields (hidden, head) at chosen positions of a padding-free batch.
+    """A causal language model that yields (hidden, head) at chosen positions of a padding-free batch, or a reward model
+    that yields scores there.
 
     It holds the inner model only by reference; the module that an engine wraps is elsewhere. `features` are (feature,
     what was decided) lines for the start summary. `shares_prefixes`: whether the model computes a shared prefix once
@@ -76,13 +78,22 @@ class Policy:
 
         Raises ModelError (BC065) for several documents in a batch when the policy was made for single documents.
         """
-        if self._single_document and len(batch.document_lengths) > 1:
-            raise _leak("the policy was made for micro-batches of a single document", self._inner)
+        self._require_isolation(batch)
         if self._own_logits:
             return self._logits_at(batch, positions), Head(weight=None)
         head = self._read_head()
         assert isinstance(head, Head), head
         return self._hidden(batch).index_select(0, positions), head
+
+    def scores(self, *, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
+        """(N,) float32: what a reward model says at `positions` (N,) int64. Raises as `project` does."""
+        self._require_isolation(batch)
+        found: torch.Tensor = score_of(self._inner)(self._hidden(batch).index_select(0, positions))
+        return found[:, 0].float()
+
+    def _require_isolation(self, batch: Batch) -> None:
+        if self._single_document and len(batch.document_lengths) > 1:
+            raise _leak("the policy was made for micro-batches of a single document", self._inner)
 
     def _hidden(self, batch: Batch) -> torch.Tensor:
         """(T, H): the backbone's last hidden state."""
@@ -124,11 +135,13 @@ class Policy:
 
 
 def make_policy(model: torch.nn.Module, *, single_document: bool = False, share_prefixes: bool = False) -> Policy:
-    """The verified policy of a transformers causal language model (PEFT-wrapped ones too), on its final device.
+    """The verified policy of a transformers causal language model (PEFT-wrapped ones too), or of a reward model, on its
+    final device.
 
     A few tiny forward passes in evaluation mode decide: hidden states that depend on a neighbouring document raise
     ModelError (BC065), unless `single_document` promises that every micro-batch holds one document; a head that does
-    not reproduce the model's own logits is replaced by these logits. With `share_prefixes` a shared prefix is computed
+    not reproduce the model's own logits is replaced by these logits; a reward model whose own score of a sequence is
+    not that of its last token raises ModelError (BC064). With `share_prefixes` a shared prefix is computed
     once where the model then gives what it gives for the repeated one. Random state and training mode stay as they
     were.
     """
@@ -136,10 +149,17 @@ def make_policy(model: torch.nn.Module, *, single_document: bool = False, share_
     with undisturbed(model):
         if not single_document:
             _check_isolation(policy)
-        why = "it has no backbone of its own" if policy._backbone is None else _head_mismatch(policy)
+        scores = score_of(policy._inner) is not None
+        if scores:
+            _check_score(policy)
+            why = None
+        else:
+            why = "it has no backbone of its own" if policy._backbone is None else _head_mismatch(policy)
         against = _against_sharing(policy) if share_prefixes else None
     policy._own_logits = why is not None
-    if why is None:
+    if scores:
+        policy.features.append(("head", "a score of each sequence, at its last token"))
+    elif why is None:
         policy.features.append(("head", "on supervised positions only, read as data from the model"))
     else:
         kept = "at supervised positions" if policy._keeps_logits else "at all positions"
@@ -150,6 +170,12 @@ def make_policy(model: torch.nn.Module, *, single_document: bool = False, share_
     if single_document:
         policy.features.append(("documents", "one per micro-batch"))
     return policy
+
+
+def head_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """Weight and bias of a head that is read as data; empty for one that is only ever called."""
+    linear = _without_adapter(model).get_output_embeddings()  # type: ignore[operator]
+    return list(linear.parameters()) if type(linear) is torch.nn.Linear else []
 
 
 def _head_mismatch(policy: Policy) -> str | None:
@@ -164,6 +190,18 @@ def _head_mismatch(policy: Policy) -> str | None:
     if not same or not close(head.logits(hidden), own):
         return "its logits differ from what its configuration says of them"
     return None
+
+
+def _check_score(policy: Policy) -> None:
+    """Raises BC064 unless a reward model's own score of a sequence is that of its last token which is no padding."""
+    probe = probe_batch(policy._inner, PROBE_LENGTHS[:1])
+    own = policy.model(**_inputs(probe)).logits
+    pad = policy._inner.config.get_text_config().pad_token_id
+    last = (probe.input_ids[0] != (-1 if pad is None else pad)).nonzero()[-1]
+    if policy._backbone is not None and close(policy.scores(batch=probe, positions=last), own[:, 0]):
+        return
+    problem = f"{type(policy._inner).__name__} does not score a sequence by its module 'score' at the last token"
+    raise one(ModelError, "BC064", problem, "Use a decoder model such as llama or qwen3", field="model.path")
 
 
 def _check_isolation(policy: Policy) -> None:

@@ -17,8 +17,9 @@ def probe_batch(
     model: Any, lengths: tuple[int, ...], *, shift: int = 0, skip: int = 0, shared: tuple[int, ...] = ()
 ) -> Batch:
     """Documents of fixed token ids (no random numbers are drawn); `shift` changes those of the first one."""
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    device = model.get_input_embeddings().weight.device
+    embedding = model.get_input_embeddings().weight
+    vocabulary = getattr(embedding, "ds_shape", embedding.shape)[0]  # ZeRO-3 leaves an empty parameter on each rank
+    device = embedding.device
     places = torch.arange(skip, skip + sum(lengths), device=device)
     ids = places * 7 + 3 + torch.where(places < PROBE_LENGTHS[0], shift, 0)
     starts = torch.tensor([0, *lengths]).cumsum(0)

@@ -29,6 +29,7 @@ from bumblecore_core.testing import (
     check_logger,
     check_preference_loss,
     check_record,
+    check_reward_loss,
     check_token_loss,
 )
 from tiny_models import make_model
@@ -84,8 +85,10 @@ def test_losses(record):
         check_token_loss(loss)
     elif record.loss_kind == "preference":
         check_preference_loss(loss, reference=record.needs_reference)
-    else:
+    elif record.loss_kind == "feedback":
         check_feedback_loss(loss, reference=record.needs_reference)
+    else:
+        check_reward_loss(loss)
 
 
 @pytest.mark.parametrize("record", records("loggers"))

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from bumblecore_core import Metric, StepOutput
-from bumblecore_core.testing import check_feedback_loss, check_preference_loss, check_token_loss
+from bumblecore_core.testing import check_feedback_loss, check_preference_loss, check_reward_loss, check_token_loss
 
 
 def good_loss(*, hidden, head, targets):
@@ -172,3 +172,25 @@ def test_a_feedback_loss_whose_figures_are_nan_without_a_label():
 
     with pytest.raises(AssertionError, match="metric 'rejected' of 2 items is nan"):
         check_feedback_loss(of_no_rows)
+
+
+def reward(*, chosen, rejected):
+    metrics = {"margin": Metric(total=(chosen - rejected).detach().sum(), weight=len(chosen))}
+    return StepOutput(loss_sum=-functional.logsigmoid(chosen - rejected).sum(), count=len(chosen), metrics=metrics)
+
+
+def test_a_good_reward_loss():
+    check_reward_loss(reward)
+
+
+def test_bad_reward_losses():
+    def averaged(**scores):
+        output = reward(**scores)
+        return StepOutput(loss_sum=output.loss_sum / max(1, output.count), count=output.count)
+
+    def swapped(*, chosen, rejected):
+        return reward(chosen=rejected, rejected=chosen)
+
+    for loss, says in ((averaged, "is it a mean"), (swapped, "draw chosen scores above rejected")):
+        with pytest.raises(AssertionError, match=says):
+            check_reward_loss(loss)

@@ -87,6 +87,20 @@ def test_examples_are_read_only_views_of_the_mapped_file(tmp_path):
     assert type(first) is np.ndarray
 
 
+def test_the_longest_sequence_is_a_column_within_the_examples_length(tmp_path):
+    chunks = [
+        [{"input_ids": [1, 2], "labels": [1]}, {"input_ids": [1, 2, 3], "labels": [1, 2, 3, 4, 5, 6, 7, 8]}],
+        [{"input_ids": [], "labels": []}],
+    ]
+    write(tmp_path, chunks)
+    store = TokenStore(tmp_path)
+    assert store.longest_sequence() == 3  # what is longer than the example takes no positions
+    store.lengths = np.asarray([9, 5, 0], dtype=np.int32)  # as of two sequences in an example
+    assert store.longest_sequence() == 5
+    store.lengths = np.asarray([9, 1, 0], dtype=np.int32)
+    assert store.longest_sequence() == 2
+
+
 def test_an_index_beyond_the_end_is_refused(tmp_path):
     write(tmp_path, THREE)
     for index in (-1, 3):

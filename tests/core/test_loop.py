@@ -86,7 +86,7 @@ class Recorder:
         self.events.append(event)
 
 
-def run(engine, *, micro=2, accumulation=2, steps=3, evaluation=None, loggers=(), **options):
+def run(engine, *, micro=2, accumulation=2, steps=3, evaluation=None, loggers=(), head_positions=None, **options):
     plan = BatchPlan(
         lengths=np.full(len(COUNTS), 4, dtype=np.int32),
         counts=COUNTS,
@@ -114,6 +114,7 @@ def run(engine, *, micro=2, accumulation=2, steps=3, evaluation=None, loggers=()
                     document_lengths=(4,),
                     rows=micro_batch.rows,
                     count=micro_batch.count,
+                    head_positions=head_positions,
                 ),
             )
 
@@ -204,6 +205,14 @@ def test_evaluation_runs_when_due_and_steps_plateau_schedules():
     assert [metric for metric in engine.metrics_seen if metric is not None] == [2.0, 2.0, 2.0]
     assert progress.last["eval_loss"] == 2.0
     assert engine.metrics_seen.count(None) == 5
+
+
+def test_only_a_loss_per_position_has_a_perplexity():
+    found = []
+    for head_positions in (None, 8):  # 8: of what is counted, such as pairs, the head computes other numbers
+        _, events, _ = run(PlainEngine(), evaluation=True, head_positions=head_positions)
+        found += [event.metrics for event in events if event.split == "eval"]
+    assert found == [{"loss": 2.0, "perplexity": math.exp(2.0)}, {"loss": 2.0}]
 
 
 def test_a_logger_that_raises_is_reported_once_and_dropped(capsys):

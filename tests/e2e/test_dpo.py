@@ -9,43 +9,14 @@ import torch
 from safetensors.torch import load_file
 
 from bumblecore_core.cli import main
-from resume_runs import STEPS, bench_of, differences, settings_of
-from workbench import sentence, write_config
+from dpo_runs import dpo_bench, dpo_settings, entries, run
+from resume_runs import STEPS, differences
+from workbench import write_config
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
-    bench = bench_of(tmp_path_factory.mktemp("dpo"))
-    pairs = [
-        {
-            "instruction": sentence(i, 3 + i % 5),
-            "input": "",
-            "chosen": sentence(i + 1, 2 + i * 3 % 17),
-            "rejected": sentence(i + 2, 1 + i * 5 % 13),
-        }
-        for i in range(40)
-    ]
-    (bench / "pairs.json").write_text(json.dumps(pairs))
-    return bench
-
-
-def dpo_settings(bench, name, **changes):
-    stage = changes.pop("stage", "dpo")
-    settings = {**settings_of(bench, "dpo", name, **changes), "stage": stage}
-    settings["data"] |= {"path": str(bench / "pairs.json"), "eval_path": str(bench / "pairs.json"), "max_length": 96}
-    settings["data"]["cache_dir"] = str(bench / f"cache-{name.split('-')[0]}")
-    return settings
-
-
-def run(bench, settings, *options, code=0):
-    config = write_config(bench / "dpo.yaml", **settings)
-    with pytest.raises(SystemExit) as ended:
-        main(["run", str(config), *options])
-    assert (ended.value.code or 0) == code
-
-
-def entries(bench, name):
-    return json.loads((bench / name / "metrics.json").read_text())
+    return dpo_bench(tmp_path_factory.mktemp("dpo"))
 
 
 LOSSES = {
@@ -88,6 +59,7 @@ def test_the_loss_falls_and_margins_rise(bench):
     assert train[-1]["rewards/margins"] > 0.1
     evaluated = [entry for entry in entries(bench, "falls") if entry["split"] == "eval"]
     assert evaluated[-1]["rewards/accuracies"] > 0.7
+    assert "perplexity" not in evaluated[-1]  # e to the loss of a pair means nothing
 
 
 def test_a_resumed_run_is_the_same_bit_for_bit_with_and_without_the_kept_reference(bench, capsys):
@@ -141,3 +113,31 @@ def test_losses_without_a_reference_ask_for_none(bench, capsys):
     out = capsys.readouterr().out
     assert "reference  " not in out.split("features")[0].split("data and steps")[1]
     assert not (bench / "cache-free" / "reference").exists()
+
+
+def test_the_models_positions_are_compared_with_a_sequence_and_not_with_a_pair(bench, tmp_path, capsys):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(bench / "start" / "final")
+    longest = max(
+        len(
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": pair["instruction"]}, {"role": "assistant", "content": pair[side]}],
+                return_dict=False,
+            )
+        )
+        for pair in json.loads((bench / "pairs.json").read_text())
+        for side in ("chosen", "rejected")
+    )
+    shutil.copytree(bench / "start" / "final", tmp_path / "short")
+    config = json.loads((tmp_path / "short" / "config.json").read_text())
+    settings = dpo_settings(bench, "short", model={"path": str(tmp_path / "short")})
+    for positions, warned in ((longest, False), (longest - 1, True)):
+        changed = {**config, "max_position_embeddings": positions}
+        (tmp_path / "short" / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(SystemExit) as ended:
+            main(["plan", str(write_config(tmp_path / "plan.yaml", **settings))])
+        assert not ended.value.code
+        said = " ".join(capsys.readouterr().out.split())
+        assert (f"the longest example has {longest} tokens" in said) == warned
+        assert ("config.json says" in said) == warned

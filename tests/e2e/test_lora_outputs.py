@@ -45,6 +45,28 @@ def test_a_merged_model_has_the_adapters_logits(plain, bench, tmp_path, dtype, c
     assert not list(tmp_path.glob(".*"))
 
 
+def test_parts_trained_in_full_are_merged_with_the_low_rank_ones(bench, tmp_path):
+    """With tied embeddings, which stay tied and untouched."""
+    from transformers import AutoModelForCausalLM
+
+    case = {"adapter": {"modules_to_save": ["norm", "k_norm"], "target_modules": ["q_proj", "up_proj"]}}
+    assert run(bench, settings_of(bench, "in-full", case)) == 0
+    assert call("merge", bench / "in-full", tmp_path / "merged") == 0
+    adapter = bench / "in-full" / "final"
+    saved = load_file(adapter / "adapter_model.safetensors")
+    kinds = {name.split(".")[-2] for name in saved if ".lora_" not in name}
+    assert kinds == {"norm", "k_norm"}
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    base = load_file(bench / "base" / "model.safetensors")
+    weights = load_file(tmp_path / "merged" / "model.safetensors")
+    assert weights.keys() == base.keys()
+    assert "lm_head.weight" not in weights
+    assert merged.lm_head.weight is merged.model.embed_tokens.weight
+    changed = {name.split(".")[-2] for name in base if not torch.equal(base[name], weights[name])}
+    assert changed == {"norm", "k_norm", "q_proj", "up_proj"}
+    torch.testing.assert_close(logits_of(merged), logits_of(by_hand(bench / "base", adapter)), rtol=0, atol=1e-5)
+
+
 def test_merge_refuses(plain, bench, tmp_path, capsys):
     (tmp_path / "there").mkdir()
     for arguments, code in [

@@ -107,6 +107,7 @@ def test_the_start_says_what_is_trained(bench, capsys):
     assert run(bench, settings) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "adapter lora: rank 4, alpha 8, 2 modules" in out
+    assert "adapter, loads with PeftModel.from_pretrained and `bumble generate`" in out
     assert "trainable 512 (" in out
     assert "warning BC032 adapter.target_modules: no module is called 'qkv'" in out
     info = json.loads((bench / "said" / "run.info.json").read_text())

@@ -148,6 +148,23 @@ def test_the_estimate_has_no_gradient_and_is_not_negative(tokenizer):
         assert given["completion"].requires_grad
 
 
+def test_other_completions_are_computed_without_a_gradient(tokenizer):
+    model, stage = gentle("qwen3", "varlen"), stage_of(tokenizer)
+    batch = batch_of(stage, SAMPLES)
+    own = sum(batch.extras["chosen_lengths"].tolist())
+    assert batch.extras["chosen_at"].tolist() == list(range(own))  # so that one pass of the head takes them alone
+    assert set(range(own, batch.scored)) <= set(batch.extras["rejected_at"].tolist())
+    real, seen = stage._logprobs, []
+
+    def watched(**given):
+        seen.append((len(given["targets"]), torch.is_grad_enabled()))
+        return real(**given)
+
+    stage._logprobs = watched
+    assert stage.summed(make_policy(model, share_prefixes=True), batch)["row"].requires_grad
+    assert seen == [(own, True), (batch.scored - own, False)]
+
+
 def test_a_row_without_another_completion_has_no_part_in_the_estimate(tokenizer):
     model, stage = gentle("qwen3", "varlen"), stage_of(tokenizer)
     policy = make_policy(model, share_prefixes=True)

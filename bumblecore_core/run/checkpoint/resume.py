@@ -69,11 +69,19 @@ def choose_start(output_dir: Path, resume: str) -> Start | None:
     return start
 
 
-def check_start(start: Start, lock: Mapping[str, Any], *, allowed: Sequence[str]) -> list[str]:
+def check_start(
+    start: Start, lock: Mapping[str, Any], *, allowed: Sequence[str], reshaping: Sequence[str] = ()
+) -> list[str]:
     """Refuses what would change the numbers: raises `RunError` naming each difference (BC043 config, BC047 model, BC048
     batch, BC050 data and tokenizer, BC070 plugins and libraries). Returns what to tell about the rest."""
     saved = start.lock
-    problems = [found.problem(start.path) for found in drift(saved, lock, allowed=allowed)]
+    found = drift(saved, lock, allowed=allowed)
+    problems = [one.problem(start.path) for one in found if one.name not in reshaping]
+    warnings = [
+        f"{one.name} was {one.saved} and is {one.now} now: the numbers agree up to rounding, not bit for bit"
+        for one in found
+        if one.name in reshaping
+    ]
     then, now = _shape(saved), _shape(lock)
     if batch_size(saved) != batch_size(lock) and "batch" not in allowed:
         fix = f"Make the product {batch_size(saved)} again, or accept that the numbers change with --allow batch"
@@ -82,10 +90,11 @@ def check_start(start: Start, lock: Mapping[str, Any], *, allowed: Sequence[str]
     if problems:
         raise RunError(problems)
     if then == now:
-        return []
+        return warnings
     told = f"a step was {_words(then)} and is {_words(now)} now: "
     same = batch_size(saved) == batch_size(lock)
-    return [told + ("the numbers agree up to rounding, not bit for bit" if same else "the numbers change, as allowed")]
+    end = "the numbers agree up to rounding, not bit for bit" if same else "the numbers change, as allowed"
+    return [*warnings, told + end]
 
 
 def restore(start: Start, engine: Engine, *, seed: int) -> Progress:

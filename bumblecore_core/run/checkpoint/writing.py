@@ -38,7 +38,7 @@ class ModelParts:
     def write(self, directory: Path, state: Mapping[str, torch.Tensor]) -> None:
         """Safetensors shards (or the adapter alone), config, generation config, tokenizer and chat template."""
         if self.adapter is None:
-            with _without_bars():
+            with _quietly():
                 self.model.save_pretrained(directory, state_dict=dict(state), max_shard_size=self.max_shard_size)
         else:
             self.adapter.save(model=self.model, state=state, directory=directory)
@@ -103,14 +103,18 @@ def _remove_empty(state: Path) -> None:
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
-    """Silences transformers' own progress bars: the run's loggers say what is saved."""
+def _quietly() -> Iterator[None]:
+    """Silences transformers' own progress bars: the run's loggers say what is saved. And keeps accelerate, which
+    `save_pretrained` has look whether DeepSpeed wrapped the model, from importing DeepSpeed (seconds) to know that."""
+    from accelerate.utils import other
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, available = logging.is_progress_bar_enabled(), other.is_deepspeed_available
     logging.disable_progress_bar()
+    other.is_deepspeed_available = lambda: False  # what is saved is the inner model
     try:
         yield
     finally:
+        other.is_deepspeed_available = available
         if shown:
             logging.enable_progress_bar()

@@ -96,6 +96,12 @@ class TokenStore:
             found[name] = column[index : index + 1]
         return found
 
+    def longest_sequence(self) -> int:
+        """Tokens of the longest sequence that an example has: its longest column, but not more than its length. An
+        example of a preference pair has two sequences, and their lengths add up to more than either takes positions."""
+        columns = [np.diff(offsets) for offsets in self._offsets.values()]
+        return int(np.minimum(self.lengths, np.maximum.reduce(columns)).max())
+
     def locate(self, index: int) -> str:
         """`file:line` of the row that the example came from."""
         return f"{self.files[int(self.sources[index])]}:{int(self._lines[index])}"

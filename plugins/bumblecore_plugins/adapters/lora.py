@@ -22,6 +22,7 @@ from bumblecore_core.toolkit.adapters import (
     read_adapter_config,
     read_weights,
 )
+from bumblecore_core.toolkit.scorers import score_of
 from bumblecore_core.toolkit.tokenizers import resolve_model_dir
 from bumblecore_plugins.adapters import LoraOptions, changes_base
 from bumblecore_plugins.adapters.targets import check_targets, saved_modules
@@ -110,6 +111,10 @@ class Lora:
         from peft import LoraConfig, TaskType, get_peft_model
 
         options = self._options
+        scores = score_of(model) is not None
+        if scores and changes_base(options.init):
+            problem = f"init {options.init} takes no module in full, and a reward model's score is trained so"
+            raise one(ConfigError, "BC039", problem, "Set init to default", field="adapter.init")
         saved, unmatched = saved_modules(model, options.modules_to_save)
         self._warnings += [*check_targets(model, options.target_modules), *unmatched]
         plain = options.init == "default" or changes_base(options.init)
@@ -122,7 +127,7 @@ class Lora:
             use_rslora=options.use_rslora,
             use_dora=options.use_dora,
             init_lora_weights=True if plain else options.init,
-            task_type=TaskType.CAUSAL_LM,
+            task_type=TaskType.SEQ_CLS if scores else TaskType.CAUSAL_LM,
         )
         try:
             with quietly():
@@ -152,7 +157,11 @@ class Lora:
 
     def _named(self, model: Any) -> Any:
         """The wrapped model, whose config names the base's directory."""
-        _config(model).base_model_name_or_path = str(self._base)
+        config = _config(model)
+        config.base_model_name_or_path = str(self._base)
+        if config.task_type == "SEQ_CLS":  # to which PEFT adds each name that a score has in some model
+            names = [name for name in config.modules_to_save if name != "classifier"]
+            config.modules_to_save = list(dict.fromkeys(names))
         return model
 
     @torch.no_grad()

@@ -154,11 +154,14 @@ def encode_prompts(tokenizer: Any, texts: Sequence[str], *, chat: bool, system: 
 
 def load_model(directory: Path, trust_remote_code: bool) -> Any:
     """The causal language model of a directory (of an adapter's: its base with the adapter folded in) in its saved
-    dtype, on the GPU where there is one, ready to sample."""
+    dtype, on the GPU where there is one, ready to sample. Raises `ModelError` BC064, also for a reward model."""
     import torch
 
     from bumblecore_core.toolkit import adapters
+    from bumblecore_core.toolkit.scorers import refuse_scorer
 
+    chain = adapters.adapter_chain(directory)
+    refuse_scorer(*chain, fix="Name the language model that it was trained from", field="MODEL")
     model = adapters.load_model(directory, trust_remote_code=trust_remote_code)
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 

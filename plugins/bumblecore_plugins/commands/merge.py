@@ -45,7 +45,9 @@ def merge(adapter: str, out: Path, dtype: str, trust_remote_code: bool) -> None:
     import torch
 
     chosen = None if dtype == "auto" else getattr(torch, DTYPES[dtype])
-    model = load_model(directory, dtype=chosen, trust_remote_code=trust_remote_code)
+    model = load_model(
+        directory, dtype=chosen, trust_remote_code=trust_remote_code, pad_token_id=tokenizer.pad_token_id
+    )
     write(out, model, tokenizer)
     count, what = model.num_parameters(), str(model.dtype).removeprefix("torch.")
     click.echo(f"wrote {out}: {count:,} parameters in {what}")

@@ -22,6 +22,37 @@ class TorchOptions(Options):
     )
 
 
+class DeepSpeedOptions(Options):
+    """Options of the engine `deepspeed`."""
+
+    zero_stage: Literal[0, 1, 2, 3] | None = Field(
+        None,
+        description="ZeRO stage: 0 plain data parallel, 1 optimizer state sharded over processes, 2 gradients too, 3 "
+        "weights too; null: that of config_file, else 2.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where to train; auto: the GPU where there is one, the CPU otherwise."
+    )
+    offload_optimizer: Literal["none", "cpu"] = Field(
+        "none", description="Where optimizer state and float32 masters lie: with the weights, or in the CPU's memory."
+    )
+    offload_parameters: Literal["none", "cpu"] = Field(
+        "none", description="Where ZeRO-3's shards of the weights lie: on the device, or in the CPU's memory."
+    )
+    config_file: str | None = Field(
+        None, description="A DeepSpeed JSON file for everything else; what this configuration says must agree with it."
+    )
+    timeout_seconds: float = Field(
+        600.0, gt=0, description="How long a process waits for the others before the run ends with an error."
+    )
+
+
+def _deepspeed(*, options: DeepSpeedOptions, context: EngineContext) -> Engine:
+    from bumblecore_plugins.engines.deepspeed_engine import DeepSpeedEngine
+
+    return DeepSpeedEngine(options=options, context=context)
+
+
 def _torch(*, options: TorchOptions, context: EngineContext) -> Engine:
     from bumblecore_plugins.engines.torch_engine import TorchEngine
 
@@ -30,12 +61,20 @@ def _torch(*, options: TorchOptions, context: EngineContext) -> Engine:
 
 @hookimpl
 def bumble_engines():
-    """Plain PyTorch."""
+    """Plain PyTorch, and DeepSpeed where a model outgrows one device."""
     return [
         EngineRecord(
             name="torch",
             summary="PyTorch on the CPU, one GPU, or data parallel under torchrun.",
             build=_torch,
             options=TorchOptions,
-        )
+            reshaping=("timeout_seconds", "bucket_megabytes"),
+        ),
+        EngineRecord(
+            name="deepspeed",
+            summary="DeepSpeed: ZeRO 0 to 3, with or without offload to the CPU's memory.",
+            build=_deepspeed,
+            options=DeepSpeedOptions,
+            reshaping=("zero_stage", "offload_optimizer", "offload_parameters", "timeout_seconds"),
+        ),
     ]

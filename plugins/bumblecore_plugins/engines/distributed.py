@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +15,7 @@ from bumblecore_core import RunError, one
 
 _GROUPS = count()
 _STORES: dict[Launch, dist.Store] = {}
+COMMUNICATION = ("gloo", "nccl", "connection", "timed out", "timeout")
 LAUNCH_KEYS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -70,20 +71,24 @@ def choose_device(name: str, launch: Launch) -> torch.device:
     return device
 
 
-def join(launch: Launch, device: torch.device, seconds: float) -> bool:
+def join(launch: Launch, device: torch.device, seconds: float, *, alone: bool = False) -> bool:
     """Joins the process group (NCCL on GPUs, gloo on CPUs); whether this call made it. Raises `RunError` BC067.
+
+    With `alone` a single process gets a group of its own, which needs no address.
 
     Runs that follow one another in a process make a group each. Their addresses go into one store under a name of the
     group's own: under the same name a rank could read, and wait for, the address of a rank of the group before.
     """
-    if launch.world_size == 1 or dist.is_initialized():
+    if dist.is_initialized() or (launch.world_size == 1 and not alone):
         return False
     cuda = device.type == "cuda"
     with reported("joining the process group"):
         limit = timedelta(seconds=seconds)
         dist.init_process_group(
             "nccl" if cuda else "gloo",
-            store=dist.PrefixStore(f"bumblecore-{next(_GROUPS)}", _store(launch, limit)),
+            store=dist.PrefixStore(
+                f"bumblecore-{next(_GROUPS)}", _store(launch, limit) if launch.world_size > 1 else dist.HashStore()
+            ),
             rank=launch.rank,
             world_size=launch.world_size,
             timeout=limit,
@@ -101,19 +106,57 @@ def _store(launch: Launch, limit: timedelta) -> dist.Store:
 
 
 @contextmanager
-def reported(what: str) -> Iterator[None]:
-    """Turns a failed collective (another process died, or the time ran out) into a `RunError` BC067."""
+def reported(what: str, *, whole: bool = True) -> Iterator[None]:
+    """Turns a failed collective (another process died, or the time ran out) into a `RunError` BC067.
+
+    `whole`: everything in here is a collective; where not, an error is one of communication if it says so.
+    """
     try:
         yield
     except (RuntimeError, ValueError) as error:
+        text = str(error).strip()
+        if not whole and not any(word in text.lower() for word in COMMUNICATION):
+            raise
         raise one(
             RunError,
             "BC067",
-            f"{what} failed: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}",
+            f"{what} failed: {text.splitlines()[0] if text else type(error).__name__}",
             "Look for the first error among the other processes: usually one of them ended",
         ) from error
 
 
+def sum_over_ranks(values: Sequence[float], device: torch.device, world_size: int) -> list[float]:
+    """Element-wise sum in float64 over all ranks (the values themselves on one rank). Raises `RunError` BC067."""
+    if world_size == 1:
+        return [float(value) for value in values]
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    with reported("summing figures over processes"):
+        dist.all_reduce(tensor)
+        return list(tensor.tolist())
+
+
+def barrier(device: torch.device, world_size: int) -> None:
+    """Waits for every rank. Raises `RunError` BC067."""
+    if world_size > 1:
+        with reported("waiting for the other processes"):
+            dist.barrier(device_ids=[device.index] if device.type == "cuda" else None)
+
+
+def same_on_all_ranks(module: torch.nn.Module) -> None:
+    """Rank 0's weights and buffers everywhere: equal seeds should give that anyway, other hardware may not."""
+    with reported("sharing the weights with the other processes"):
+        for tensor in [*module.parameters(), *module.buffers()]:
+            if tensor.numel():
+                dist.broadcast(tensor.data, src=0)
+
+
+def device_words(device: torch.device) -> str:
+    """The device in words, for the start summary."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} ({device})"
+    return f"cpu, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def _wrong(problem: str) -> Exception:
-    fix = "Start the run with torchrun, which sets all of them, or unset RANK, WORLD_SIZE and LOCAL_RANK"
+    fix = "Start it with `bumble run --nproc` or torchrun, which set all of them, or unset RANK, WORLD_SIZE, LOCAL_RANK"
     return one(RunError, "BC067", problem, fix)

@@ -70,7 +70,7 @@ def cast(
     Buffers keep their dtype: rotary frequencies in half precision would shift positions. So do parameters that the
     model's class lists in `_keep_in_fp32_modules_strict`. A tied parameter is one object and is visited once.
     """
-    kept = _kept_in_float32(module)
+    kept = kept_in_float32(module)
     stepped = {}
     for name, parameter in module.named_parameters():
         full = parameter.data
@@ -90,7 +90,7 @@ def cast(
     return stepped
 
 
-def _kept_in_float32(module: torch.nn.Module) -> re.Pattern[str] | None:
+def kept_in_float32(module: torch.nn.Module) -> re.Pattern[str] | None:
     names = {name for part in module.modules() for name in (getattr(part, "_keep_in_fp32_modules_strict", None) or ())}
     return re.compile(r"(^|\.)(" + "|".join(map(re.escape, sorted(names))) + r")(\.|$)") if names else None
 

@@ -5,19 +5,26 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from bumblecore_core import Batch, EngineContext, ModelError, ParameterGroup, StepOutput, StepResult, one
 from bumblecore_plugins.engines import TorchOptions
-from bumblecore_plugins.engines.distributed import choose_device, join, read_launch, reported
+from bumblecore_plugins.engines.distributed import (
+    barrier,
+    choose_device,
+    device_words,
+    join,
+    read_launch,
+    same_on_all_ranks,
+    sum_over_ranks,
+)
 from bumblecore_plugins.engines.gradient_sync import GradientSync
 from bumblecore_plugins.engines.precision import NAMES, LossScale, cast, resolve_dtype
+from bumblecore_plugins.engines.schedule_state import advance, learning_rates
 from bumblecore_plugins.engines.torch_state import TorchState
 
 if TYPE_CHECKING:
@@ -32,6 +39,7 @@ class TorchEngine:
     """
 
     background_saving = True
+    holds_model = True
 
     def __init__(self, *, options: TorchOptions, context: EngineContext) -> None:
         launch = read_launch(os.environ)
@@ -52,7 +60,7 @@ class TorchEngine:
 
     def features(self) -> Sequence[tuple[str, str]]:
         context, half = self._context, self.dtype != torch.float32
-        lines = [("device", self._device_words()), ("dtype", f"{NAMES[self.dtype]} ({self._why_dtype})")]
+        lines = [("device", device_words(self.device)), ("dtype", f"{NAMES[self.dtype]} ({self._why_dtype})")]
         if half:
             lines.append(("master weights", "float32" if context.master_weights else "none (pure half precision)"))
             lines.append(("gradients", "float32" if context.float32_gradients else NAMES[self.dtype]))
@@ -62,9 +70,6 @@ class TorchEngine:
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             lines.append(("data parallel", f"{self.world_size} processes over {backend}"))
         return lines
-
-    def model_context(self) -> AbstractContextManager[None]:
-        return nullcontext()
 
     def prepare(
         self,
@@ -81,7 +86,7 @@ class TorchEngine:
             )
         self._module = module.to(self.device)
         if self.world_size > 1:
-            _same_on_all_ranks(self._module)
+            same_on_all_ranks(self._module)
         stepped = cast(
             self._module,
             self.dtype,
@@ -115,6 +120,9 @@ class TorchEngine:
         elif self.device.type == "cpu":
             _look_up_sparsely(getattr(module, "model", module))
         self._module.train()
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        return function()
 
     def forward_backward(self, *, batch: Batch, scale: float, last: bool) -> StepOutput:
         if self._sync is not None and last:
@@ -164,15 +172,10 @@ class TorchEngine:
         return StepResult(grad_norm=norm, skipped=skipped)
 
     def advance_schedule(self, *, metric: float | None) -> None:
-        if isinstance(self._scheduler, ReduceLROnPlateau):
-            if metric is not None:
-                self._scheduler.step(metric)
-        elif metric is None:
-            self._scheduler.step()
+        advance(self._scheduler, metric)
 
     def learning_rates(self) -> dict[str, float]:
-        groups = self._optimizer.param_groups
-        return {group.get("name", f"group_{at}"): float(group["lr"]) for at, group in enumerate(groups)}
+        return learning_rates(self._optimizer)
 
     def evaluate(self, *, batch: Batch) -> StepOutput:
         training = self._module.training
@@ -184,17 +187,10 @@ class TorchEngine:
             self._module.train(training)
 
     def sum_over_ranks(self, values: Sequence[float]) -> list[float]:
-        if self.world_size == 1:
-            return [float(value) for value in values]
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        with reported("summing figures over processes"):
-            dist.all_reduce(tensor)
-            return list(tensor.tolist())
+        return sum_over_ranks(values, self.device, self.world_size)
 
     def barrier(self) -> None:
-        if self.world_size > 1:
-            with reported("waiting for the other processes"):
-                dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
+        barrier(self.device, self.world_size)
 
     def model_state(self, *, wanted: Callable[[str], bool] | None = None) -> dict[str, torch.Tensor]:
         """The weights as they are, not copies: write them before the next step."""
@@ -234,11 +230,6 @@ class TorchEngine:
             weights, masters = zip(*pairs, strict=True)
             torch._foreach_copy_(weights, masters)
 
-    def _device_words(self) -> str:
-        if self.device.type == "cuda":
-            return f"{torch.cuda.get_device_name(self.device)} ({self.device})"
-        return f"cpu, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-
 
 def _detached(output: StepOutput) -> StepOutput:
     output.loss_sum = output.loss_sum.detach()
@@ -255,11 +246,3 @@ def _look_up_sparsely(model: torch.nn.Module) -> None:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if type(embedding) is torch.nn.Embedding and head is not None and head.weight is embedding.weight:
         embedding.sparse = True
-
-
-def _same_on_all_ranks(module: torch.nn.Module) -> None:
-    """Rank 0's weights and buffers everywhere: equal seeds should give that anyway, other hardware may not."""
-    with reported("sharing the weights with the other processes"):
-        for tensor in [*module.parameters(), *module.buffers()]:
-            if tensor.numel():
-                dist.broadcast(tensor.data, src=0)

@@ -1,4 +1,5 @@
-"""Built-in losses: `causal_lm` (fused, exact), its reference `causal_lm_naive`, eight over preference pairs, `kto`."""
+"""Built-in losses: `causal_lm` (fused, exact), its reference `causal_lm_naive`, eight over preference pairs, `kto`, and
+`bradley_terry` over scores."""
 
 from __future__ import annotations
 
@@ -66,6 +67,14 @@ class KtoOptions(BetaOptions):
     undesirable_weight: float = Field(1.0, gt=0, description="λ_U: weight of the undesirable completions.")
 
 
+class BradleyTerryOptions(Options):
+    center_coefficient: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the squared sum of a pair's two scores, which keeps scores around 0 (0.01, say).",
+    )
+
+
 def build_fused(*, options: CausalLmOptions) -> Any:
     from bumblecore_plugins.losses.fused import FusedCausalLm
 
@@ -88,6 +97,12 @@ def build_kto(*, options: KtoOptions) -> Any:
     from bumblecore_plugins.losses.feedback import Kto
 
     return Kto(**options.model_dump())
+
+
+def build_bradley_terry(*, options: BradleyTerryOptions) -> Any:
+    from bumblecore_plugins.losses.reward import BradleyTerry
+
+    return BradleyTerry(**options.model_dump())
 
 
 def preference_record(
@@ -144,5 +159,13 @@ def bumble_losses() -> Sequence[LossRecord]:
             build=build_kto,
             loss_kind="feedback",
             options=KtoOptions,
+        ),
+        LossRecord(
+            name="bradley_terry",
+            summary="Bradley-Terry: logistic loss of the difference of a pair's scores.",
+            build=build_bradley_terry,
+            loss_kind="reward",
+            options=BradleyTerryOptions,
+            needs_reference=False,
         ),
     ]

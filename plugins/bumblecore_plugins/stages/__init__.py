@@ -1,4 +1,5 @@
-"""Built-in stages: `pretrain` and `continue_pretrain` on text, `sft` on chats, `dpo` on pairs, `kto` on labels."""
+"""Built-in stages: `pretrain` and `continue_pretrain` on text, `sft` on chats, `dpo` and `reward` on pairs, `kto` on
+labels."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from bumblecore_core import Options, StageContext, StageRecord, hookimpl
+from bumblecore_core import NoOptions, Options, StageContext, StageRecord, hookimpl
 
 
 class TextOptions(Options):
@@ -88,9 +89,16 @@ def build_kto(*, options: KtoOptions, context: StageContext) -> Any:
     return FeedbackStage(options, context)
 
 
+def build_reward(*, options: NoOptions, context: StageContext) -> Any:
+    """The stage of `reward`."""
+    from bumblecore_plugins.stages.reward import RewardStage
+
+    return RewardStage(context)
+
+
 @hookimpl
 def bumble_stages() -> Sequence[StageRecord]:
-    """Three stages whose loss is over tokens, one over pairs, one over labelled completions."""
+    """Three stages whose loss is over tokens, one over pairs, one over labelled completions, one over scores."""
     return [
         StageRecord(
             name="pretrain",
@@ -139,5 +147,14 @@ def bumble_stages() -> Sequence[StageRecord]:
             loss_kind="feedback",
             default_loss="kto",
             options=KtoOptions,
+        ),
+        StageRecord(
+            name="reward",
+            summary="Trains a reward model: a score that is higher for chosen than for rejected completions.",
+            build=build_reward,
+            reads="preference",
+            loss_kind="reward",
+            default_loss="bradley_terry",
+            head="score",
         ),
     ]

@@ -17,7 +17,6 @@ import torch
 
 from bumblecore_core import (
     Batch,
-    ChatSample,
     Dropped,
     Metric,
     PreferenceSample,
@@ -30,7 +29,18 @@ from bumblecore_core.protocols import Reference
 from bumblecore_core.toolkit.chat import ChatEncoder, EncodedChat
 from bumblecore_core.toolkit.logprobs import TokenLogprobs
 from bumblecore_core.toolkit.packing import pack
-from bumblecore_plugins.stages.pair_layout import Layout, lay_out, shared_length
+from bumblecore_plugins.stages.pair_layout import (
+    COLUMNS,
+    EQUAL,
+    SIDES,
+    Layout,
+    encoded_pairs,
+    lay_out,
+    preview_pair,
+    shared_length,
+    summed,
+    warnings_of,
+)
 
 if TYPE_CHECKING:
     from bumblecore_core.toolkit.policy import Policy
@@ -38,13 +48,12 @@ if TYPE_CHECKING:
 
 REFERENCE = ("reference_chosen", "reference_rejected")
 TOO_LONG = Dropped(code="BC028", reason="the prompt does not fit data.max_length")
-EQUAL = Dropped(code="BC017", reason="chosen equals rejected")
 
 
 class PreferenceStage:
     """See `bumblecore_core.protocols.Stage`. Raises `ModelError` BC022 or BC024 as `ChatEncoder` does."""
 
-    columns: tuple[str, ...] = ("chosen_ids", "chosen_spans", "rejected_ids", "rejected_spans")
+    columns: tuple[str, ...] = COLUMNS
     shares_prefixes = True
 
     def __init__(self, options: DpoOptions, context: StageContext) -> None:
@@ -55,30 +64,14 @@ class PreferenceStage:
 
     def encode(self, *, samples: Sequence[PreferenceSample]) -> list[TokenExample | Dropped | RowError]:
         """One example per pair, whose sequences are cut at the same length where the longer one does not fit."""
-        sides = ("chosen", "rejected")
-        chats = [
-            ChatSample(messages=(*sample.prompt, *getattr(sample, side)), tools=sample.tools)
-            for sample in samples
-            for side in sides
-        ]
-        first = [len(sample.prompt) for sample in samples for _ in sides]
-        encoded = self._encoder(chats, first)
         return [
-            self._pair(named_side(encoded[at], "chosen", first[at]), named_side(encoded[at + 1], "rejected", first[at]))
-            for at in range(0, len(encoded), 2)
+            self._pair(*pair) if isinstance(pair, tuple) else pair for pair in encoded_pairs(self._encoder, samples)
         ]
 
-    def _pair(
-        self, chosen: EncodedChat | Dropped | RowError, rejected: EncodedChat | Dropped | RowError
-    ) -> TokenExample | Dropped | RowError:
-        for side in (chosen, rejected):
-            if not isinstance(side, EncodedChat):
-                return side
-        assert isinstance(chosen, EncodedChat)
-        assert isinstance(rejected, EncodedChat)
+    def _pair(self, chosen: EncodedChat, rejected: EncodedChat) -> TokenExample | Dropped:
         limit = self._context.max_length
         columns: dict[str, np.ndarray] = {}
-        for name, chat in (("chosen", chosen), ("rejected", rejected)):
+        for name, chat in zip(SIDES, (chosen, rejected), strict=True):
             spans = [(max(start, 1), min(end, limit)) for start, end in chat.spans if min(end, limit) > max(start, 1)]
             if not spans:
                 return TOO_LONG
@@ -92,7 +85,7 @@ class PreferenceStage:
             length=len(one) + len(other) - shared_length(one, other),
             count=1,
             truncated=max(len(chosen.input_ids), len(rejected.input_ids)) > limit,
-            warnings=tuple(dict.fromkeys((*chosen.warnings, *rejected.warnings))),
+            warnings=warnings_of(chosen, rejected),
         )
 
     def collate(
@@ -114,7 +107,7 @@ class PreferenceStage:
         """The loss over (P,) log-probabilities of both sides, and the chosen completions' likelihood beside it where
         `sft_weight` asks for that."""
         tokens = self._tokens(policy, batch)
-        sides = {side: summed(tokens, batch, side) for side in ("chosen", "rejected")}
+        sides = {side: summed(tokens, batch, side) for side in SIDES}
         given = {name: batch.extras.get(name) for name in REFERENCE}
         lengths = {f"{side}_lengths": batch.extras[f"{side}_lengths"] for side in sides}
         output: StepOutput = loss(**sides, **given, **lengths)
@@ -129,43 +122,13 @@ class PreferenceStage:
     def reference_step(self, *, policy: Policy, batch: Batch) -> dict[str, torch.Tensor]:
         """What the reference model says of each pair."""
         tokens = self._tokens(policy, batch)
-        return {f"reference_{side}": summed(tokens, batch, side) for side in ("chosen", "rejected")}
+        return {f"reference_{side}": summed(tokens, batch, side) for side in SIDES}
 
     def preview(self, *, example: Mapping[str, np.ndarray]) -> Sequence[tuple[str, bool]]:
         """The chosen sequence with its completion marked, then the rejected completion."""
-        decode = self._context.tokenizer.decode
-        start, other = int(example["chosen_spans"][0]), int(example["rejected_spans"][0])
-        chosen, rejected = example["chosen_ids"].tolist(), example["rejected_ids"].tolist()
-        prompt, whole = decode(chosen[:start]), decode(chosen)
-        completion = whole[len(prompt) :] if whole.startswith(prompt) else decode(chosen[start:])
-        other_completion = decode(rejected[other:])
-        return [(prompt, False), (completion, True), ("\n(rejected instead:)\n", False), (other_completion, False)]
+        return preview_pair(self._context.tokenizer, example)
 
     def _tokens(self, policy: Policy, batch: Batch) -> torch.Tensor:
         """(N,) log-probabilities at the scored positions."""
         hidden, head = policy.project(batch=batch, positions=batch.extras["positions"])
         return self._logprobs(hidden=hidden, head=head, targets=batch.extras["targets"])
-
-
-def summed(tokens: torch.Tensor, batch: Batch, side: str, *, weighted: bool = True) -> torch.Tensor:
-    """(P,) float64 sums over each pair's tokens of one side: what a loss makes of a pair is a difference of numbers in
-    the hundreds. By `segment_reduce`, which gives the same bits each time."""
-    picked = tokens.index_select(0, batch.extras[f"{side}_at"]).double()
-    if weighted:
-        picked = picked * batch.extras[f"{side}_weights"]
-    found: torch.Tensor = torch.segment_reduce(picked, "sum", lengths=batch.extras[f"{side}_lengths"], unsafe=True)
-    return found
-
-
-def named_side(result: EncodedChat | Dropped | RowError, side: str, first: int) -> EncodedChat | Dropped | RowError:
-    """An error about a message of the completion names its place in `chosen` or `rejected`."""
-    if not isinstance(result, RowError):
-        return result
-    problem = result.problem
-    head, bracket, rest = problem.field.partition("[")
-    number, _, tail = rest.partition("]")
-    if head != "messages" or not bracket or not number.isdigit():
-        return result
-    at = int(number)
-    field = f"prompt[{at}]{tail}" if at < first else f"{side}[{at - first}]{tail}"
-    return RowError(code=problem.code, field=field, problem=problem.problem, fix=problem.fix)

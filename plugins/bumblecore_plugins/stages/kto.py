@@ -30,8 +30,8 @@ from bumblecore_core.protocols import Reference
 from bumblecore_core.toolkit.chat import ChatEncoder, EncodedChat
 from bumblecore_core.toolkit.logprobs import TokenLogprobs
 from bumblecore_core.toolkit.packing import offsets, pack, ranges
-from bumblecore_plugins.stages.dpo import TOO_LONG, named_side, summed
-from bumblecore_plugins.stages.pair_layout import Layout, lay_out, shared_length
+from bumblecore_plugins.stages.dpo import TOO_LONG
+from bumblecore_plugins.stages.pair_layout import Layout, lay_out, named_side, shared_length, summed
 
 if TYPE_CHECKING:
     from bumblecore_core.toolkit.policy import Policy
@@ -102,13 +102,16 @@ class FeedbackStage:
         self, *, examples: Sequence[Mapping[str, np.ndarray]], rows: Sequence[int], counts: Sequence[int]
     ) -> Batch:
         """The batch of R rows, laid out as `PreferenceStage` does: a row's own completion is its chosen side, the other
-        one its rejected side. Extras, beside the layout's: `desirable` (R,) bool, and the reference's figures (R,)."""
+        one its rejected side; the chosen sides' tokens come first among those that are scored. Extras, beside the
+        layout's: `desirable` (R,) bool, and the reference's figures (R,)."""
         if "other" in self._sides:
             pairs = [{f"{SIDE[s]}_{w}": row[f"{s}_{w}"] for s in SIDE for w in ("ids", "spans")} for row in examples]
             layout = lay_out(pairs, late_weight=1.0)
         else:
             layout = _rows_alone(examples)
-        extras = dict(layout.extras, desirable=np.concatenate([row["label"] for row in examples]).astype(bool))
+        extras = dict(
+            _own_first(layout.extras), desirable=np.concatenate([row["label"] for row in examples]).astype(bool)
+        )
         for name in self.reference.columns:
             if name in examples[0]:
                 extras[name] = np.concatenate([row[name] for row in examples])
@@ -146,9 +149,15 @@ class FeedbackStage:
         return [(prompt, False), (completion, True), (f"\n({'' if example['label'][0] else 'un'}desirable)", False)]
 
     def summed(self, policy: Policy, batch: Batch) -> dict[str, torch.Tensor]:
-        """For each side the (R,) log-probabilities of its completions."""
+        """For each side the (R,) log-probabilities of its completions. The head computes those of the other completions
+        without a gradient, since z₀ has none."""
         hidden, head = policy.project(batch=batch, positions=batch.extras["positions"])
-        tokens = self._logprobs(hidden=hidden, head=head, targets=batch.extras["targets"])
+        targets, own = batch.extras["targets"], len(batch.extras["chosen_at"])
+        tokens = self._logprobs(hidden=hidden[:own], head=head, targets=targets[:own])
+        if own < len(targets):
+            with torch.no_grad():
+                others = self._logprobs(hidden=hidden[own:], head=head, targets=targets[own:])
+            tokens = torch.cat([tokens, others])
         return {side: summed(tokens, batch, SIDE[side], weighted=False) for side in self._sides}
 
 
@@ -168,6 +177,16 @@ def _fitting(chat: EncodedChat, limit: int) -> np.ndarray:
     """The spans as [start, end, …], cut at `limit` tokens; a sequence's first token cannot be scored."""
     cut = [(max(start, 1), min(end, limit)) for start, end in chat.spans]
     return np.asarray([span for span in cut if span[0] < span[1]], dtype=np.int32).reshape(-1)
+
+
+def _own_first(extras: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The extras of a layout with the chosen sides' tokens before the others among the N scored ones."""
+    count, own = len(extras["positions"]), extras["chosen_at"]
+    order = np.concatenate([own, np.setdiff1d(np.arange(count), own)])
+    moved = np.empty(count, dtype=np.int64)
+    moved[order] = np.arange(count)
+    sides = {name: moved[at] for name, at in extras.items() if name.endswith("_at")}
+    return {**extras, **sides, "positions": extras["positions"][order], "targets": extras["targets"][order]}
 
 
 def _rows_alone(examples: Sequence[Mapping[str, np.ndarray]]) -> Layout:

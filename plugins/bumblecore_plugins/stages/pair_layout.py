@@ -1,13 +1,21 @@
-"""How pairs of sequences with a common beginning lie in a micro-batch, and which positions are scored for a side."""
+"""What the stages of pairs share: two sequences with a common beginning, in tokens, in a micro-batch, and as text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 
+from bumblecore_core import Batch, ChatSample, Dropped, PreferenceSample, RowError
+from bumblecore_core.toolkit.chat import ChatEncoder, EncodedChat
 from bumblecore_core.toolkit.packing import ranges
+
+SIDES = ("chosen", "rejected")
+COLUMNS = ("chosen_ids", "chosen_spans", "rejected_ids", "rejected_spans")
+EQUAL = Dropped(code="BC017", reason="chosen equals rejected")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +26,58 @@ class Layout:
     documents: list[np.ndarray]
     shared_prefixes: list[int]
     extras: dict[str, np.ndarray]
+
+
+def encoded_pairs(
+    encoder: ChatEncoder, samples: Sequence[PreferenceSample]
+) -> list[tuple[EncodedChat, EncodedChat] | Dropped | RowError]:
+    """Both sequences of each pair, or why one of them cannot be had."""
+    chats = [
+        ChatSample(messages=(*sample.prompt, *getattr(sample, side)), tools=sample.tools)
+        for sample in samples
+        for side in SIDES
+    ]
+    first = [len(sample.prompt) for sample in samples for _ in SIDES]
+    encoded = encoder(chats, first)
+    found: list[tuple[EncodedChat, EncodedChat] | Dropped | RowError] = []
+    for at in range(0, len(encoded), 2):
+        chosen, rejected = (named_side(encoded[at + i], side, first[at]) for i, side in enumerate(SIDES))
+        if not isinstance(chosen, EncodedChat):
+            found.append(chosen)
+        elif not isinstance(rejected, EncodedChat):
+            found.append(rejected)
+        else:
+            found.append((chosen, rejected))
+    return found
+
+
+def named_side(result: EncodedChat | Dropped | RowError, side: str, first: int) -> EncodedChat | Dropped | RowError:
+    """An error about a message of the completion names its place in `chosen` or `rejected`."""
+    if not isinstance(result, RowError):
+        return result
+    problem = result.problem
+    head, bracket, rest = problem.field.partition("[")
+    number, _, tail = rest.partition("]")
+    if head != "messages" or not bracket or not number.isdigit():
+        return result
+    at = int(number)
+    field = f"prompt[{at}]{tail}" if at < first else f"{side}[{at - first}]{tail}"
+    return RowError(code=problem.code, field=field, problem=problem.problem, fix=problem.fix)
+
+
+def warnings_of(*chats: EncodedChat) -> tuple[str, ...]:
+    """What was odd about a pair's sequences, each said once."""
+    return tuple(dict.fromkeys(warning for chat in chats for warning in chat.warnings))
+
+
+def preview_pair(tokenizer: Any, example: Mapping[str, np.ndarray]) -> list[tuple[str, bool]]:
+    """The chosen sequence with its completion marked, then the rejected completion."""
+    start, other = int(example["chosen_spans"][0]), int(example["rejected_spans"][0])
+    chosen, rejected = example["chosen_ids"].tolist(), example["rejected_ids"].tolist()
+    prompt, whole = tokenizer.decode(chosen[:start]), tokenizer.decode(chosen)
+    completion = whole[len(prompt) :] if whole.startswith(prompt) else tokenizer.decode(chosen[start:])
+    other_completion = tokenizer.decode(rejected[other:])
+    return [(prompt, False), (completion, True), ("\n(rejected instead:)\n", False), (other_completion, False)]
 
 
 def shared_length(one: np.ndarray, other: np.ndarray) -> int:
@@ -67,6 +127,16 @@ def lay_out(examples: Sequence[Mapping[str, np.ndarray]], *, late_weight: float)
         extras[f"{side}_lengths"] = np.fromiter(map(len, at[side]), dtype=np.int64, count=len(examples))
         extras[f"{side}_weights"] = np.concatenate(weights[side])
     return Layout(documents=documents, shared_prefixes=shared_prefixes, extras=extras)
+
+
+def summed(tokens: torch.Tensor, batch: Batch, side: str, *, weighted: bool = True) -> torch.Tensor:
+    """(P,) float64 sums over each pair's tokens of one side: what a loss makes of a pair is a difference of numbers in
+    the hundreds. By `segment_reduce`, which gives the same bits each time."""
+    picked = tokens.index_select(0, batch.extras[f"{side}_at"]).double()
+    if weighted:
+        picked = picked * batch.extras[f"{side}_weights"]
+    found: torch.Tensor = torch.segment_reduce(picked, "sum", lengths=batch.extras[f"{side}_lengths"], unsafe=True)
+    return found
 
 
 def _scored(spans: np.ndarray) -> np.ndarray:

@@ -1,0 +1,175 @@
+"""The configuration that DeepSpeed gets: what the run says, over what the user's own DeepSpeed file says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bumblecore_core import ConfigError, EngineContext, one
+from bumblecore_plugins.engines import DeepSpeedOptions
+from bumblecore_plugins.engines.precision import NAMES
+
+AUTO = "auto"
+DEFAULT_STAGE = 2
+ELSEWHERE = {
+    "optimizer": "optimizer",
+    "scheduler": "scheduler",
+    "tensorboard": "loggers",
+    "wandb": "loggers",
+    "csv_monitor": "loggers",
+    "amp": "model.dtype",
+    "data_types": "train.float32_gradients",
+    "communication_data_type": "train.float32_gradients",
+    "steps_per_print": "train.logging_steps",
+    "prescale_gradients": "train.average_tokens_across_devices",
+    "gradient_predivide_factor": "train.average_tokens_across_devices",
+}
+"""What a DeepSpeed file may not say, since a run's configuration has its own place for it."""
+SECTIONS = ("zero_optimization", "bf16", "fp16")
+OFFLOADS = ("offload_optimizer", "offload_param")
+FIELD = "engine.config_file"
+
+
+def read_config_file(path: str | None) -> dict[str, Any]:
+    """The user's DeepSpeed JSON without its "auto" values; empty without a file. Raises `ConfigError` BC039, BC061."""
+    if path is None:
+        return {}
+    file = Path(path).expanduser()
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        problem = f"the DeepSpeed file cannot be read: {error.strerror or error}"
+        raise one(ConfigError, "BC061", problem, "Check the path", place=str(file), field=FIELD) from None
+    except ValueError as error:
+        problem = f"the DeepSpeed file is not JSON: {error}"
+        raise one(ConfigError, "BC039", problem, "Mend the file", place=str(file), field=FIELD) from None
+    if not isinstance(found, dict):
+        raise one(ConfigError, "BC039", "the DeepSpeed file holds no object", "Mend it", place=str(file), field=FIELD)
+    plain: dict[str, Any] = _without_auto(found)
+    for key, place in ELSEWHERE.items():
+        if key in plain:
+            fix = f"Remove it there, and choose with `{place}` in the run's configuration"
+            raise _wrong(file, f"the DeepSpeed file has '{key}', which this run does not read from there", fix)
+    for section in SECTIONS:
+        if not isinstance(plain.get(section, {}), dict):
+            raise _wrong(file, f"in the DeepSpeed file '{section}' is {plain[section]!r}, not an object", "Mend it")
+    zero = plain.get("zero_optimization", {})
+    if zero.get("stage", 0) not in range(4) or isinstance(zero.get("stage"), bool):
+        stage = f"in the DeepSpeed file zero_optimization.stage is {zero['stage']!r}"
+        raise _wrong(file, stage, "Set it to 0, 1, 2 or 3")
+    for name in OFFLOADS:
+        if zero.get(name) is None:
+            zero.pop(name, None)
+        elif not isinstance(zero[name], dict) or zero[name].get("device", "none") not in ("none", "cpu"):
+            offload = f"in the DeepSpeed file {name} is {zero[name]!r}: this engine can offload to cpu alone"
+            raise _wrong(file, offload, f'Set it to {{"device": "cpu"}}, or remove {name}')
+    return plain
+
+
+def zero_stage(options: DeepSpeedOptions, given: Mapping[str, Any]) -> int:
+    """The ZeRO stage of the options, else the file's, else 2. Raises `ConfigError` BC039 where both differ."""
+    of_file = given.get("zero_optimization", {}).get("stage")
+    if options.zero_stage is not None and of_file is not None and options.zero_stage != of_file:
+        raise _conflict("zero_optimization.stage", of_file, "engine.zero_stage", options.zero_stage)
+    found = options.zero_stage if options.zero_stage is not None else of_file
+    return DEFAULT_STAGE if found is None else int(found)
+
+
+def make_config(
+    *,
+    options: DeepSpeedOptions,
+    given: Mapping[str, Any],
+    context: EngineContext,
+    dtype: torch.dtype,
+    world_size: int,
+    hidden_size: int | None = None,
+) -> dict[str, Any]:
+    """DeepSpeed's configuration. `given` (see `read_config_file`) is kept, but for what the run's configuration says:
+    there both must agree.
+
+    Stage 3's buckets are sized from `hidden_size` H: reduce H², prefetch 0.9·H², persistence 10·H (numbers of
+    elements), so that a bucket is about one weight matrix. Raises `ConfigError`: BC040 where the file's batch sizes are
+    not micro-batch × accumulation × processes, BC039 for other values that contradict the run's.
+    """
+    stage, half = zero_stage(options, given), dtype != torch.float32
+    micro, accumulation = context.micro_batch_size, context.gradient_accumulation_steps
+    _check_batch(given, micro, accumulation, world_size)
+    _agree(given, ("gradient_clipping",), context.max_grad_norm or 0.0, "train.max_grad_norm")
+    for name in ("bf16", "fp16"):
+        enabled = dtype == getattr(torch, {"bf16": "bfloat16", "fp16": "float16"}[name])
+        _agree(given, (name, "enabled"), enabled, f"model.dtype ({NAMES[dtype]})")
+    zero: dict[str, Any] = {"overlap_comm": False, "contiguous_gradients": True}
+    if stage == 3 and hidden_size:
+        zero["reduce_bucket_size"] = hidden_size * hidden_size
+        zero["stage3_prefetch_bucket_size"] = int(0.9 * hidden_size * hidden_size)
+        zero["stage3_param_persistence_threshold"] = 10 * hidden_size
+    zero |= dict(given.get("zero_optimization", {}))
+    zero["stage"] = stage
+    for name, device in zip(OFFLOADS, (options.offload_optimizer, options.offload_parameters), strict=True):
+        if device != "none":
+            zero[name] = {**zero.get(name, {}), "device": device}
+    if zero.get("offload_param", {}).get("device", "none") != "none" and stage < 3:
+        problem = f"weights are offloaded by ZeRO stage 3 alone, and this is stage {stage}"
+        fix = "Set engine.zero_stage to 3, or engine.offload_parameters to none"
+        raise one(ConfigError, "BC039", problem, fix, field="engine.offload_parameters, engine.zero_stage")
+    accumulated = "fp32" if context.float32_gradients or not half else NAMES[dtype]
+    return {
+        "steps_per_print": 1 << 40,  # the run's loggers speak
+        "zero_allow_untested_optimizer": True,  # every optimizer of the registry
+        "zero_force_ds_cpu_optimizer": False,
+        "communication_data_type": accumulated,
+        "data_types": {"grad_accum_dtype": accumulated if stage else NAMES[dtype]},
+        **given,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": micro * accumulation * world_size,
+        "gradient_clipping": context.max_grad_norm or 0.0,
+        "bf16": {**given.get("bf16", {}), "enabled": dtype == torch.bfloat16},
+        "fp16": {"initial_scale_power": 16, **given.get("fp16", {}), "enabled": dtype == torch.float16},
+        "zero_optimization": zero,
+    }
+
+
+def _wrong(file: Path, problem: str, fix: str) -> Exception:
+    return one(ConfigError, "BC039", problem, fix, place=str(file), field=FIELD)
+
+
+def _check_batch(given: Mapping[str, Any], micro: int, accumulation: int, world_size: int) -> None:
+    expected = {
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": micro * accumulation * world_size,
+    }
+    wrong = [f"{key} is {given[key]}" for key, value in expected.items() if key in given and given[key] != value]
+    if wrong:
+        problem = (
+            f"the DeepSpeed file says that {' and '.join(wrong)}; the run has micro_batch_size {micro} × "
+            f"gradient_accumulation_steps {accumulation} × {world_size} processes = {micro * accumulation * world_size}"
+        )
+        fix = 'Remove these keys from the file (or set them to "auto"): the run\'s configuration says them'
+        raise one(ConfigError, "BC040", problem, fix, field=FIELD)
+
+
+def _agree(given: Mapping[str, Any], keys: tuple[str, ...], value: Any, field: str) -> None:
+    found: Any = given
+    for key in keys:
+        if not isinstance(found, Mapping) or key not in found:
+            return
+        found = found[key]
+    if found != value:
+        raise _conflict(".".join(keys), found, field, value)
+
+
+def _conflict(key: str, found: Any, field: str, value: Any) -> Exception:
+    problem = f"the DeepSpeed file says {key}: {found}, the run says {field}: {value}"
+    return one(ConfigError, "BC039", problem, "Remove the key from the file, or make both agree", field=FIELD)
+
+
+def _without_auto(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_auto(item) for key, item in value.items() if item != AUTO}
+    return value

@@ -1,0 +1,290 @@
+"""The engine `deepspeed`: ZeRO stages 0 to 3, on CPUs and GPUs."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bumblecore_core import Batch, ConfigError, EngineContext, ModelError, ParameterGroup, StepOutput, StepResult, one
+from bumblecore_plugins.engines import DeepSpeedOptions
+from bumblecore_plugins.engines.deepspeed_config import make_config, read_config_file, zero_stage
+from bumblecore_plugins.engines.deepspeed_library import (
+    TensorsOut,
+    check_zero_section,
+    enter_environment,
+    load_deepspeed,
+    same_buffers,
+    silent,
+    untouched,
+)
+from bumblecore_plugins.engines.distributed import (
+    barrier,
+    choose_device,
+    device_words,
+    join,
+    read_launch,
+    reported,
+    same_on_all_ranks,
+    sum_over_ranks,
+)
+from bumblecore_plugins.engines.precision import NAMES, kept_in_float32, resolve_dtype
+from bumblecore_plugins.engines.schedule_state import advance, learning_rates
+from bumblecore_plugins.engines.zero_layout import fragments
+from bumblecore_plugins.engines.zero_scale import loss_scaler, scaled_gradients
+from bumblecore_plugins.engines.zero_shards import gathered, spread
+from bumblecore_plugins.engines.zero_state import ZeroState
+
+if TYPE_CHECKING:
+    from bumblecore_core.protocols import Scheduler
+
+
+SHARDED = ("AdamW moments", "float32 masters", "gradients", "weights")
+"""What the stages 1 to 3 spread over ranks: the first two, three, all."""
+
+
+class DeepSpeedEngine:
+    """See `bumblecore_core.protocols.Engine`. The configuration is checked here, before anything is read.
+
+    DeepSpeed averages gradients over ranks and divides by its own accumulation steps; the contract is a sum, so losses
+    are multiplied by the number of ranks and DeepSpeed is told not to divide. It keeps float32 masters of weights in
+    half precision itself.
+    """
+
+    background_saving = False
+
+    def __init__(self, *, options: DeepSpeedOptions, context: EngineContext) -> None:
+        launch = read_launch(os.environ)
+        self._context, self._options = context, options
+        self.rank, self.world_size = launch.rank, launch.world_size
+        self.device = choose_device(options.device, launch)
+        self.dtype, self._why_dtype = resolve_dtype(context.dtype, self.device, master_weights=context.master_weights)
+        if self.dtype != torch.float32 and not context.master_weights:
+            problem = "the engine deepspeed keeps float32 masters of half-precision weights"
+            fix = "Set model.master_weights to true, or choose the engine torch"
+            raise one(ConfigError, "BC039", problem, fix, field="model.master_weights, engine")
+        self._given = read_config_file(options.config_file)
+        self._stage = zero_stage(options, self._given)
+        config = self._make_config()
+        self.holds_model = self._stage < 3 or self.rank == 0
+        self.sharded = SHARDED[: self._stage + (self._stage > 0)]
+        os.environ.setdefault("DS_ACCELERATOR", self.device.type)
+        if self._given:
+            check_zero_section(config["zero_optimization"])
+        join(launch, self.device, options.timeout_seconds, alone=True)
+        self._leave_environment = enter_environment(launch)
+
+    def features(self) -> Sequence[tuple[str, str]]:
+        words = {0: "nothing", 1: "optimizer state", 2: "optimizer state and gradients", 3: "weights too"}
+        half, config = self.dtype != torch.float32, self._make_config()
+        zero = config["zero_optimization"]
+        lines = [
+            ("device", device_words(self.device)),
+            ("dtype", f"{NAMES[self.dtype]} ({self._why_dtype})"),
+            ("ZeRO stage", f"{self._stage} (sharded over {self.world_size} processes: {words[self._stage]})"),
+        ]
+        if half:
+            lines += [("master weights", "float32"), ("gradients", "float32" if self._wide else NAMES[self.dtype])]
+        for name, what in (("offload_optimizer", "optimizer state"), ("offload_param", "weights")):
+            if (device := zero.get(name, {}).get("device", "none")) != "none":
+                lines.append((f"offload of {what}", f"to the memory of the {device}"))
+        return lines
+
+    def prepare(
+        self,
+        *,
+        module: torch.nn.Module,
+        groups: Sequence[ParameterGroup],
+        make_optimizer: Callable[[Sequence[ParameterGroup]], torch.optim.Optimizer],
+        make_scheduler: Callable[[torch.optim.Optimizer], Scheduler],
+    ) -> None:
+        trained = [parameter for group in groups for parameter in group.params]
+        model: Any = getattr(module, "model", module)
+        if not trained:
+            raise one(
+                ModelError, "BC031", "no parameter of the model is trainable", "Check the adapter's target modules"
+            )
+        if self.dtype != torch.float32 and kept_in_float32(module) is not None:
+            problem = f"{type(model).__name__} keeps some weights in float32, which this engine does not"
+            raise one(ConfigError, "BC039", problem, "Choose the engine torch, or model.dtype fp32", field="engine")
+        self._module, self._model, self._trained = TensorsOut(module), model, trained
+        config = self._make_config(_hidden_size(model))
+        deepspeed = load_deepspeed()
+        masters = self._place(config)
+        self._optimizer = make_optimizer(groups)
+        self._check_optimizer()
+        with silent(), untouched(self._optimizer), same_buffers(model):  # it prints what memory is in use
+            self._engine, self._zero, _, _ = deepspeed.initialize(
+                model=self._module, optimizer=self._optimizer, config=config, dist_init_required=False
+            )
+        if self._stage == 3:
+            for parameter in getattr(module, "used_outside", ()):
+                deepspeed.zero.register_external_parameter(self._module, parameter)
+        in_place = self._stage == 0 and self.dtype != torch.float32 and self._wide
+        self._wide_gradients = trained if in_place else []
+        for parameter in self._wide_gradients:
+            parameter.grad_dtype = torch.float32
+        # float32 gradients are looked at for infinities too, as those of half precision are
+        self._zero.check_grad_overflow = True
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        parts = fragments(self._zero, names, stage=self._stage, rank=self.rank)
+        for part in parts:
+            if (values := masters.get(part.name)) is not None:
+                begin = 0 if self._stage == 3 else part.start
+                part.values.copy_(values[begin : begin + part.length])
+        self._scheduler = make_scheduler(self._optimizer)
+        self._state = ZeroState(
+            fragments=parts,
+            names=[names[id(parameter)] for parameter in trained],
+            stage=self._stage,
+            optimizer=self._optimizer,
+            scheduler=self._scheduler,
+            loss_scaler=loss_scaler(self._zero) if self.dtype == torch.float16 else None,
+        )
+        self._engine.train()
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        self._engine(function)
+        return self._module.latest
+
+    def forward_backward(self, *, batch: Batch, scale: float, last: bool) -> StepOutput:
+        self._engine.set_gradient_accumulation_boundary(last)
+        for parameter in self._wide_gradients:
+            if parameter.grad is None:  # DeepSpeed would give a weight that is not used one of the weight's dtype
+                parameter.grad = torch.zeros_like(parameter, dtype=torch.float32)
+        with reported("a forward and backward pass", whole=False):
+            loss_sum = self._engine(batch.to(self.device))
+            # a filler goes through backward too, with a gradient of zero: its collectives are the others' as well
+            self._engine.backward(loss_sum * (scale * self.world_size), scale_wrt_gas=False)
+            if not last:
+                self._engine.step()
+        return self._output()
+
+    @torch.no_grad()
+    def step(self, *, gradient_scale: float) -> StepResult:
+        with reported("an optimizer step", whole=False):
+            if self._zero is self._optimizer:
+                return self._plain_step(gradient_scale)
+            # of fp16's scaled gradients stage 0 gives the norm as they are
+            scale = loss_scaler(self._zero).cur_scale if self._stage == 0 and self.dtype == torch.float16 else 1.0
+            with scaled_gradients(self._zero, self._trained, gradient_scale):
+                self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        skipped = bool(self._zero.overflow)
+        return StepResult(grad_norm=math.inf if skipped or norm is None else float(norm) / scale, skipped=skipped)
+
+    def advance_schedule(self, *, metric: float | None) -> None:
+        advance(self._scheduler, metric)
+
+    def learning_rates(self) -> dict[str, float]:
+        return learning_rates(self._optimizer)
+
+    def evaluate(self, *, batch: Batch) -> StepOutput:
+        training = self._module.training
+        self._engine.eval()
+        try:
+            with torch.no_grad(), reported("an evaluation pass", whole=False):
+                self._engine(batch.to(self.device))
+                return self._output()
+        finally:
+            self._engine.train(training)
+
+    def sum_over_ranks(self, values: Sequence[float]) -> list[float]:
+        return sum_over_ranks(values, self.device, self.world_size)
+
+    def barrier(self) -> None:
+        barrier(self.device, self.world_size)
+
+    def model_state(self, *, wanted: Callable[[str], bool] | None = None) -> dict[str, torch.Tensor]:
+        """Of stage 3 copies in rank 0's memory, gathered one by one; else the weights as they are."""
+        if self._stage == 3:
+            with reported("gathering the weights"):
+                return gathered(self._model, rank=self.rank, wanted=wanted)
+        if self.rank != 0:
+            return {}
+        weights = self._model.state_dict()
+        return {name: tensor.detach() for name, tensor in weights.items() if wanted is None or wanted(name)}
+
+    def training_state(self, *, copy: bool) -> Callable[[Path], None]:
+        """Each rank writes its shard; of stage 0, where all hold the same, rank 0 alone."""
+        return self._state.writer() if self._stage > 0 or self.rank == 0 else lambda directory: None
+
+    def load_training_state(self, *, directory: Path) -> None:
+        self._state.load(directory)
+
+    def close(self) -> None:
+        """The process group stays for the process's next run: DeepSpeed keeps groups of its own made from it."""
+        self._leave_environment()
+
+    def _output(self) -> StepOutput:
+        output: StepOutput = self._module.latest
+        output.loss_sum = output.loss_sum.detach()
+        return output
+
+    @property
+    def _wide(self) -> bool:
+        return self._context.float32_gradients or self.dtype == torch.float32
+
+    def _make_config(self, hidden_size: int | None = None) -> dict[str, Any]:
+        return make_config(
+            options=self._options,
+            given=self._given,
+            context=self._context,
+            dtype=self.dtype,
+            world_size=self.world_size,
+            hidden_size=hidden_size,
+        )
+
+    def _place(self, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Puts the weights on the device in the compute dtype; the float32 values that this rounded, by name."""
+        names = {id(parameter): name for name, parameter in self._model.named_parameters()}
+        if self._stage == 3:
+            found = spread(
+                self._module,
+                config=config,
+                dtype=self.dtype,
+                device=self.device,
+                rank=self.rank,
+                world_size=self.world_size,
+            )
+            return {names[key]: values for key, values in found.items()}
+        self._module.to(self.device)
+        same_on_all_ranks(self._module)
+        masters = {}
+        for parameter in self._module.parameters():
+            if parameter.is_floating_point() and parameter.dtype != self.dtype:
+                if parameter.requires_grad:
+                    masters[names[id(parameter)]] = parameter.data.float().flatten()
+                parameter.data = parameter.data.to(self.dtype)
+        return masters
+
+    def _check_optimizer(self) -> None:
+        if self._stage > 0 and isinstance(self._optimizer, torch.optim.Adafactor):
+            problem = "adafactor works on whole matrices, which ZeRO cuts into pieces from stage 1 on"
+            fix = "Choose another optimizer, such as adamw, or set engine.zero_stage to 0"
+            raise one(ConfigError, "BC039", problem, fix, field="optimizer.name, engine.zero_stage")
+
+    def _plain_step(self, gradient_scale: float) -> StepResult:
+        """Stage 0 in float32: DeepSpeed has no optimizer of its own there, so nothing scales, clips or skips."""
+        gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients)) * gradient_scale
+        skipped = not math.isfinite(norm)
+        if skipped:
+            for parameter in self._trained:
+                parameter.grad = None
+        else:
+            limit = self._context.max_grad_norm
+            factor = gradient_scale * (limit / (norm + 1e-6) if limit is not None and norm > limit else 1.0)
+            if factor != 1.0 and gradients:
+                torch._foreach_mul_(gradients, factor)
+        self._engine.step()
+        return StepResult(grad_norm=norm, skipped=skipped)
+
+
+def _hidden_size(model: Any) -> int | None:
+    config = getattr(model, "config", None)
+    return None if config is None else getattr(config.get_text_config(), "hidden_size", None)

@@ -1,0 +1,114 @@
+"""Using the library DeepSpeed without what it does to the process around it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from bumblecore_core import ConfigError, one
+from bumblecore_plugins.engines.distributed import Launch
+
+
+def load_deepspeed() -> Any:
+    """The library, quiet, on the process group that is there. Its shared-memory operator serves inference alone; it
+    would be compiled here, by every rank at once."""
+    import logging
+
+    with silent():  # the import tries a linker on libraries that only NVMe offload needs
+        import deepspeed
+        from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # of names it still uses
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    return deepspeed
+
+
+def check_zero_section(zero: Mapping[str, Any]) -> None:
+    """Has DeepSpeed look at a `zero_optimization` section. Raises `ConfigError` BC039 for what it does not know."""
+    with silent():
+        from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where = ".".join(["zero_optimization", *map(str, wrong["loc"])])
+        problem = f"the DeepSpeed file's {where} is not what DeepSpeed takes: {wrong['msg']}"
+        raise one(ConfigError, "BC039", problem, "Mend it there", field="engine.config_file") from None
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Drops what this process and its children write to the terminal."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [(stream, os.dup(stream)) for stream in (1, 2)]
+    with open(os.devnull, "w") as nothing:
+        for stream, _ in kept:
+            os.dup2(nothing.fileno(), stream)
+    try:
+        yield
+    finally:
+        for stream, copy in kept:
+            os.dup2(copy, stream)
+            os.close(copy)
+
+
+def enter_environment(launch: Launch) -> Callable[[], None]:
+    """DeepSpeed reads its place from the environment, also where a process is alone. Returns what takes it back."""
+    place = {"RANK": str(launch.rank), "WORLD_SIZE": str(launch.world_size), "LOCAL_RANK": str(launch.local_rank)}
+    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # nobody connects: these are set where there are others
+    added = [key for key in place if key not in os.environ]
+    os.environ.update({key: place[key] for key in added})
+
+    def leave() -> None:
+        for key in added:
+            os.environ.pop(key, None)
+
+    return leave
+
+
+class TensorsOut(torch.nn.Module):
+    """What DeepSpeed wraps: the run's module, with a tensor as its output, for ZeRO-3 hangs its hooks on tensors. The
+    whole output of the last forward is in `latest`."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = getattr(module, "model", module)
+        self._forward = module.forward  # as a function: hooks on the run's module would look into its output
+        self.latest: Any = None
+
+    def forward(self, batch: Any) -> torch.Tensor | None:
+        """The loss sum of a batch; None where `batch` is a function to be called in here."""
+        self.latest = self._forward(batch)
+        return getattr(self.latest, "loss_sum", None)
+
+
+@contextmanager
+def untouched(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Some of DeepSpeed's optimizers take a step with gradients of zero when they are made. At a learning rate of zero
+    it changes no weight; what it leaves in the optimizer's state goes."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    yield
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    optimizer.state.clear()
+
+
+@contextmanager
+def same_buffers(module: torch.nn.Module) -> Iterator[None]:
+    """DeepSpeed casts buffers with the weights; rotary frequencies in half precision would shift positions."""
+    before = [(part, name, buffer) for part in module.modules() for name, buffer in part.named_buffers(recurse=False)]
+    yield
+    for part, name, buffer in before:
+        part._buffers[name] = buffer.to(part._buffers[name].device)
