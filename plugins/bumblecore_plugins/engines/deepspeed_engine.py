@@ -202,7 +202,9 @@ class DeepSpeedEngine:
     def model_state(self, *, wanted: Callable[[str], bool] | None = None) -> dict[str, torch.Tensor]:
         """Of stage 3 copies in rank 0's memory, gathered one by one; else the weights as they are."""
         if self._stage == 3:
-            with reported("gathering the weights"):
+            with reported("gathering the weights", whole=False):
+                # a forward without a backward pass leaves weights on their way, fetched for what did not come
+                self._engine.empty_partition_cache()
                 return gathered(self._model, rank=self.rank, wanted=wanted)
         if self.rank != 0:
             return {}
