@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from safetensors.torch import load_file, save_file
 
 from dpo_runs import dpo_bench, dpo_settings
 from resume_runs import settings_of
@@ -16,7 +19,8 @@ from workbench import write_config
 
 STEPS = 7
 """One epoch of forty rows by six, the last window short."""
-METHODS = ("sft", "sft_packed", "sft_lora", "dpo", "dpo_lora")
+METHODS = ("sft", "sft_packed", "sft_lora", "dpo", "dpo_lora", "dpo_reference")
+"""The last: DPO against a reference model of its own, with other weights than the start model's."""
 DRIVER = """
 import json, os, sys
 from bumblecore_core.cli import main
@@ -48,8 +52,12 @@ NO_DEATH = ("", "", 0, 0)
 
 
 def zero_bench(directory: Path) -> Path:
-    """A workbench with conversations, pairs, and a start model."""
-    return dpo_bench(directory)
+    """A workbench with conversations, pairs, a start model, and in `other` one of the same shape."""
+    bench = dpo_bench(directory)
+    shutil.copytree(bench / "start" / "final", bench / "other")
+    file = bench / "other" / "model.safetensors"
+    save_file({name: weight * 1.5 for name, weight in load_file(file).items()}, file, metadata={"format": "pt"})
+    return bench
 
 
 def zero_settings(bench: Path, method: str, name: str, *, ranks: int, dtype: str = "fp32") -> dict[str, Any]:
@@ -71,8 +79,10 @@ def zero_settings(bench: Path, method: str, name: str, *, ranks: int, dtype: str
     make = dpo_settings if method.startswith("dpo") else settings_of
     given = (bench, name) if method.startswith("dpo") else (bench, "sft", name)
     settings = make(*given, **changes)
+    if method == "dpo_reference":
+        settings["stage"] = {"name": "dpo", "reference": str(bench / "other")}
     settings["model"]["dtype"] = dtype
-    settings["data"]["cache_dir"] = str(bench / f"cache-{name.removesuffix('_resumed')}")
+    settings["data"]["cache_dir"] = str(bench / f"cache-{name}")
     return settings
 
 

@@ -71,6 +71,11 @@ class Engine(Protocol):
         """What `function` gives when it is called inside the wrapped module's forward (which passes it through)."""
         ...
 
+    def frozen(self, *, module: torch.nn.Module) -> Callable[[Any], Any]:
+        """What calls another module like the wrapped one, without gradients and in evaluation mode: a reference model,
+        moved and cast, and sharded where this engine shards weights. Freed with the function. A collective."""
+        ...
+
     def forward_backward(self, *, batch: Batch, scale: float, last: bool) -> StepOutput:
         """One micro-batch: forward, and backward of `loss_sum × scale`; gradients of all ranks are *summed*. `last`
         marks the window's last micro-batch, after which gradients must be in sync. Returns detached tensors."""

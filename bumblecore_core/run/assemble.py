@@ -235,8 +235,8 @@ def _optimizer(
     return optimizer if times is None else times.watch(resolved.optimizer.name, optimizer)
 
 
-def load_start_model(prepared: Prepared, directory: Path, *, attention: str, with_adapter: bool) -> Any:
-    """Another copy of the model that a run starts with, or of the one in `directory`."""
+def load_start_model(prepared: Prepared, directory: Path, *, attention: str, with_adapter: bool, skeleton: bool) -> Any:
+    """Another copy of the model that a run starts with, or of the one in `directory` (see `build_model`)."""
     resolved, config = prepared.resolved, prepared.resolved.config
     model = build_model(
         directory=directory,
@@ -247,6 +247,7 @@ def load_start_model(prepared: Prepared, directory: Path, *, attention: str, wit
         trust_remote_code=config.model.trust_remote_code,
         head=resolved.stage.record.head,
         pad_token_id=prepared.tokenizer.pad_token_id,
+        skeleton=skeleton,
     )
     if with_adapter and resolved.adapter is not None:
         return adapted(resolved, build(resolved.adapter), model, base=directory)

@@ -29,7 +29,7 @@ from bumblecore_core.run.data.loader import collate
 from bumblecore_core.run.files import disk_errors
 from bumblecore_core.run.lock import weights_fingerprint
 from bumblecore_core.run.module import TrainModule
-from bumblecore_core.toolkit.policy import make_policy
+from bumblecore_core.toolkit.policy import head_parameters, make_policy
 from bumblecore_core.toolkit.tokenizers import resolve_model_dir
 from bumblecore_core.values import Batch, StepOutput
 
@@ -142,24 +142,29 @@ def _attach_kept(wanted: Wanted, prepared: Prepared, engine: Engine) -> bool:
 def _ask_another(wanted: Wanted, prepared: Prepared, engine: Engine, attention: str) -> float:
     """Loads the reference model, asks it, and lets it go. Seconds. A collective."""
     model = load_start_model(
-        prepared, wanted.model_dir, attention=attention, with_adapter=wanted.reference.model == START
+        prepared,
+        wanted.model_dir,
+        attention=attention,
+        with_adapter=wanted.reference.model == START,
+        skeleton=not getattr(engine, "holds_model", True),
     )
     resolved = prepared.resolved
     module = TrainModule(
-        model=model.to(engine.device, engine.dtype),
+        model=model,
         stage=prepared.stage,
         stage_name=resolved.stage.name,
         loss=None,  # type: ignore[arg-type]  # it is not called
         loss_name=resolved.loss.name,
+        used_outside=head_parameters(model),
     )
-    module.policy = make_policy(model, share_prefixes=bool(getattr(prepared.stage, "shares_prefixes", False)))
-    module.eval()
+    call = engine.frozen(module=module)
+    shares = bool(getattr(prepared.stage, "shares_prefixes", False))
+    module.policy = call(lambda: make_policy(model, share_prefixes=shares))
     module.asks_reference = True
 
     def ask(batch: Batch) -> dict[str, torch.Tensor]:
-        with torch.no_grad():
-            output: StepOutput = module(batch.to(engine.device))
-            return output.per_example
+        output: StepOutput = call(batch.to(engine.device))
+        return output.per_example
 
     return _ask_all(wanted, prepared, engine, ask)
 

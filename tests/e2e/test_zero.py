@@ -12,7 +12,7 @@ from bumblecore_core.run.checkpoint.compare import checkpoint_differences, histo
 from resume_runs import run
 from zero_runs import METHODS, STEPS, losses, on_ranks, written, zero_bench, zero_settings
 
-FAST = {("sft", 2), ("sft", 3), ("sft_packed", 1), ("dpo_lora", 3)}
+FAST = {("sft", 2), ("sft", 3), ("sft_packed", 1), ("dpo_lora", 3), ("dpo_reference", 3)}
 EVERY = {(method, stage) for method in METHODS for stage in range(4)}
 BF16_BOUND = 2e-3
 """On losses. Two ranks round sums of gradients otherwise: that moved them by up to 6e-4 in DPO and 4e-5 in SFT."""
@@ -81,6 +81,7 @@ def check_training(bench, method, stage, dtype="fp32"):
 
 
 def check_resume(bench, method, stage, dtype="fp32"):
+    """The resumed run has a cache of its own: it asks its reference anew."""
     left, right = bench / f"z{stage}_{method}_{dtype}", bench / f"z{stage}_{method}_{dtype}_resumed"
     state = list((left / f"checkpoint-{STEPS}" / "state").rglob("zero-shards.safetensors"))
     assert len(state) == (1 if stage == 0 else 2)

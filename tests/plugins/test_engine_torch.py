@@ -260,3 +260,14 @@ def test_the_summary_says_what_was_decided():
     assert features["master weights"] == "float32"
     assert features["gradients"] == "float32"
     assert "cpu" in features["device"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frozen_model_computes_as_the_trained_one_does_before_the_first_step(dtype):
+    name = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
+    trained, reference = engine(tiny(), dtype=name), tiny()
+    call = trained.frozen(module=Wrapped(reference))
+    assert not call(batch(1)).loss_sum.requires_grad
+    assert torch.equal(call(batch(1)).loss_sum, trained.evaluate(batch=batch(1)).loss_sum)
+    assert {parameter.dtype for parameter in reference.parameters()} == {dtype}
+    assert reference.frequencies.dtype == torch.float32

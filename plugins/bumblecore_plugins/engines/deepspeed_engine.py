@@ -17,6 +17,7 @@ from bumblecore_plugins.engines.deepspeed_library import (
     TensorsOut,
     check_zero_section,
     enter_environment,
+    frozen_shards,
     load_deepspeed,
     same_buffers,
     silent,
@@ -32,7 +33,7 @@ from bumblecore_plugins.engines.distributed import (
     same_on_all_ranks,
     sum_over_ranks,
 )
-from bumblecore_plugins.engines.precision import NAMES, kept_in_float32, resolve_dtype
+from bumblecore_plugins.engines.precision import NAMES, frozen, kept_in_float32, resolve_dtype
 from bumblecore_plugins.engines.schedule_state import advance, learning_rates
 from bumblecore_plugins.engines.zero_layout import fragments
 from bumblecore_plugins.engines.zero_scale import loss_scaler, scaled_gradients
@@ -105,9 +106,8 @@ class DeepSpeedEngine:
         trained = [parameter for group in groups for parameter in group.params]
         model: Any = getattr(module, "model", module)
         if not trained:
-            raise one(
-                ModelError, "BC031", "no parameter of the model is trainable", "Check the adapter's target modules"
-            )
+            problem = "no parameter of the model is trainable"
+            raise one(ModelError, "BC031", problem, "Check the adapter's target modules")
         if self.dtype != torch.float32 and kept_in_float32(module) is not None:
             problem = f"{type(model).__name__} keeps some weights in float32, which this engine does not"
             raise one(ConfigError, "BC039", problem, "Choose the engine torch, or model.dtype fp32", field="engine")
@@ -150,6 +150,15 @@ class DeepSpeedEngine:
     def call(self, function: Callable[[], Any]) -> Any:
         self._engine(function)
         return self._module.latest
+
+    def frozen(self, *, module: torch.nn.Module) -> Callable[[Any], Any]:
+        if self._stage < 3:
+            return torch.no_grad()(frozen(module, self.dtype, self.device))
+        wrapped = TensorsOut(module.requires_grad_(False))
+        config = self._make_config(_hidden_size(wrapped.model))
+        load_deepspeed()
+        self._spread(wrapped, config)
+        return frozen_shards(wrapped, config, used_outside=getattr(module, "used_outside", ()))
 
     def forward_backward(self, *, batch: Batch, scale: float, last: bool) -> StepOutput:
         self._engine.set_gradient_accumulation_boundary(last)
@@ -245,14 +254,7 @@ class DeepSpeedEngine:
         """Puts the weights on the device in the compute dtype; the float32 values that this rounded, by name."""
         names = {id(parameter): name for name, parameter in self._model.named_parameters()}
         if self._stage == 3:
-            found = spread(
-                self._module,
-                config=config,
-                dtype=self.dtype,
-                device=self.device,
-                rank=self.rank,
-                world_size=self.world_size,
-            )
+            found = self._spread(self._module, config)
             return {names[key]: values for key, values in found.items()}
         self._module.to(self.device)
         same_on_all_ranks(self._module)
@@ -263,6 +265,11 @@ class DeepSpeedEngine:
                     masters[names[id(parameter)]] = parameter.data.float().flatten()
                 parameter.data = parameter.data.to(self.dtype)
         return masters
+
+    def _spread(self, module: torch.nn.Module, config: Mapping[str, Any]) -> dict[int, torch.Tensor]:
+        return spread(
+            module, config=config, dtype=self.dtype, device=self.device, rank=self.rank, world_size=self.world_size
+        )
 
     def _check_optimizer(self) -> None:
         if self._stage > 0 and isinstance(self._optimizer, torch.optim.Adafactor):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -90,6 +90,26 @@ class TensorsOut(torch.nn.Module):
         """The loss sum of a batch; None where `batch` is a function to be called in here."""
         self.latest = self._forward(batch)
         return getattr(self.latest, "loss_sum", None)
+
+
+def frozen_shards(
+    wrapped: TensorsOut, config: Mapping[str, Any], *, used_outside: Sequence[torch.nn.Parameter]
+) -> Callable[[Any], Any]:
+    """What calls a module whose weights ZeRO-3 has spread over the ranks, without gradients."""
+    import deepspeed
+
+    with silent(), same_buffers(wrapped.model):
+        engine, *_ = deepspeed.initialize(model=wrapped, config=dict(config), dist_init_required=False)
+    for parameter in used_outside:
+        deepspeed.zero.register_external_parameter(wrapped, parameter)
+    engine.eval()
+
+    @torch.no_grad()
+    def call(given: Any) -> Any:
+        engine(given)
+        return wrapped.latest
+
+    return call
 
 
 @contextmanager

@@ -90,6 +90,13 @@ def cast(
     return stepped
 
 
+def frozen(module: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+    """`module` in evaluation mode on `device`, weights in `dtype` and without gradients; buffers keep their dtype."""
+    module.requires_grad_(False)
+    cast(module, dtype, master_weights=False, float32_gradients=False)
+    return module.to(device).eval()
+
+
 def kept_in_float32(module: torch.nn.Module) -> re.Pattern[str] | None:
     names = {name for part in module.modules() for name in (getattr(part, "_keep_in_fp32_modules_strict", None) or ())}
     return re.compile(r"(^|\.)(" + "|".join(map(re.escape, sorted(names))) + r")(\.|$)") if names else None

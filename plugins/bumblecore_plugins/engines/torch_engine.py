@@ -23,7 +23,7 @@ from bumblecore_plugins.engines.distributed import (
     sum_over_ranks,
 )
 from bumblecore_plugins.engines.gradient_sync import GradientSync
-from bumblecore_plugins.engines.precision import NAMES, LossScale, cast, resolve_dtype
+from bumblecore_plugins.engines.precision import NAMES, LossScale, cast, frozen, resolve_dtype
 from bumblecore_plugins.engines.schedule_state import advance, learning_rates
 from bumblecore_plugins.engines.torch_state import TorchState
 
@@ -123,6 +123,9 @@ class TorchEngine:
 
     def call(self, function: Callable[[], Any]) -> Any:
         return function()
+
+    def frozen(self, *, module: torch.nn.Module) -> Callable[[Any], Any]:
+        return torch.no_grad()(frozen(module, self.dtype, self.device))
 
     def forward_backward(self, *, batch: Batch, scale: float, last: bool) -> StepOutput:
         if self._sync is not None and last:
