@@ -15,6 +15,7 @@ from bumblecore_plugins.engines.precision import NAMES
 
 AUTO = "auto"
 DEFAULT_STAGE = 2
+LARGEST_BUCKET = 500_000_000
 ELSEWHERE = {
     "optimizer": "optimizer",
     "scheduler": "scheduler",
@@ -87,13 +88,15 @@ def make_config(
     dtype: torch.dtype,
     world_size: int,
     hidden_size: int | None = None,
+    trained: int | None = None,
 ) -> dict[str, Any]:
     """DeepSpeed's configuration. `given` (see `read_config_file`) is kept, but for what the run's configuration says:
     there both must agree.
 
     Stage 3's buckets are sized from `hidden_size` H: reduce H², prefetch 0.9·H², persistence 10·H (numbers of
-    elements), so that a bucket is about one weight matrix. Raises `ConfigError`: BC040 where the file's batch sizes are
-    not micro-batch × accumulation × processes, BC039 for other values that contradict the run's.
+    elements), so that a bucket is about one weight matrix. Stages 1 and 2 get DeepSpeed's own 5·10⁸, but no more than
+    the `trained` numbers that there are. Raises `ConfigError`: BC040 where the file's batch sizes are not micro-batch ×
+    accumulation × processes, BC039 for other values that contradict the run's.
     """
     stage, half = zero_stage(options, given), dtype != torch.float32
     micro, accumulation = context.micro_batch_size, context.gradient_accumulation_steps
@@ -107,6 +110,8 @@ def make_config(
         zero["reduce_bucket_size"] = hidden_size * hidden_size
         zero["stage3_prefetch_bucket_size"] = int(0.9 * hidden_size * hidden_size)
         zero["stage3_param_persistence_threshold"] = 10 * hidden_size
+    if stage in (1, 2) and trained:
+        zero["reduce_bucket_size"] = zero["allgather_bucket_size"] = min(LARGEST_BUCKET, trained)
     zero |= dict(given.get("zero_optimization", {}))
     zero["stage"] = stage
     for name, device in zip(OFFLOADS, (options.offload_optimizer, options.offload_parameters), strict=True):

@@ -81,8 +81,7 @@ class DeepSpeedEngine:
 
     def features(self) -> Sequence[tuple[str, str]]:
         words = {0: "nothing", 1: "optimizer state", 2: "optimizer state and gradients", 3: "weights too"}
-        half, config = self.dtype != torch.float32, self._make_config()
-        zero = config["zero_optimization"]
+        half, zero = self.dtype != torch.float32, self._make_config()["zero_optimization"]
         lines = [
             ("device", device_words(self.device)),
             ("dtype", f"{NAMES[self.dtype]} ({self._why_dtype})"),
@@ -112,7 +111,7 @@ class DeepSpeedEngine:
             problem = f"{type(model).__name__} keeps some weights in float32, which this engine does not"
             raise one(ConfigError, "BC039", problem, "Choose the engine torch, or model.dtype fp32", field="engine")
         self._module, self._model, self._trained = TensorsOut(module), model, trained
-        config = self._make_config(_hidden_size(model))
+        config = self._make_config(_hidden_size(model), sum(parameter.numel() for parameter in trained))
         deepspeed = load_deepspeed()
         masters = self._place(config)
         self._optimizer = make_optimizer(groups)
@@ -215,9 +214,7 @@ class DeepSpeedEngine:
                 # a forward without a backward pass leaves weights on their way, fetched for what did not come
                 self._engine.empty_partition_cache()
                 return gathered(self._model, rank=self.rank, wanted=wanted)
-        if self.rank != 0:
-            return {}
-        weights = self._model.state_dict()
+        weights = self._model.state_dict() if self.rank == 0 else {}
         return {name: tensor.detach() for name, tensor in weights.items() if wanted is None or wanted(name)}
 
     def training_state(self, *, copy: bool) -> Callable[[Path], None]:
@@ -229,6 +226,8 @@ class DeepSpeedEngine:
 
     def close(self) -> None:
         """The process group stays for the process's next run: DeepSpeed keeps groups of its own made from it."""
+        if (engine := self.__dict__.pop("_engine", None)) is not None:
+            engine.destroy()
         self._leave_environment()
 
     def _output(self) -> StepOutput:
@@ -240,7 +239,7 @@ class DeepSpeedEngine:
     def _wide(self) -> bool:
         return self._context.float32_gradients or self.dtype == torch.float32
 
-    def _make_config(self, hidden_size: int | None = None) -> dict[str, Any]:
+    def _make_config(self, hidden_size: int | None = None, trained: int | None = None) -> dict[str, Any]:
         return make_config(
             options=self._options,
             given=self._given,
@@ -248,6 +247,7 @@ class DeepSpeedEngine:
             dtype=self.dtype,
             world_size=self.world_size,
             hidden_size=hidden_size,
+            trained=trained,
         )
 
     def _place(self, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:

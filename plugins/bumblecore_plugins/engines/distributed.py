@@ -79,8 +79,12 @@ def join(launch: Launch, device: torch.device, seconds: float, *, alone: bool = 
     Runs that follow one another in a process make a group each. Their addresses go into one store under a name of the
     group's own: under the same name a rank could read, and wait for, the address of a rank of the group before.
     """
-    if dist.is_initialized() or (launch.world_size == 1 and not alone):
+    if launch.world_size == 1 and not alone:
         return False
+    if dist.is_initialized():
+        if dist.get_world_size() == launch.world_size:
+            return False
+        dist.destroy_process_group()  # what a process alone left to the one that it was forked into
     cuda = device.type == "cuda"
     with reported("joining the process group"):
         limit = timedelta(seconds=seconds)
