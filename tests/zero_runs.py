@@ -19,7 +19,7 @@ from workbench import write_config
 
 STEPS = 7
 """One epoch of forty rows by six, the last window short."""
-METHODS = ("sft", "sft_packed", "sft_lora", "dpo", "dpo_lora", "dpo_reference")
+METHODS = ("sft", "sft_untied", "sft_packed", "sft_lora", "dpo", "dpo_lora", "dpo_reference")
 """The last: DPO against a reference model of its own, with other weights than the start model's."""
 DRIVER = """
 import json, os, sys
@@ -52,8 +52,13 @@ NO_DEATH = ("", "", 0, 0)
 
 
 def zero_bench(directory: Path) -> Path:
-    """A workbench with conversations, pairs, a start model, and in `other` one of the same shape."""
+    """A workbench with conversations, pairs, a start model, in `other` one of the same shape, and one in `untied`."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     bench = dpo_bench(directory)
+    config = AutoConfig.from_pretrained(bench / "start" / "final", tie_word_embeddings=False)
+    shutil.copytree(bench / "start" / "final", bench / "untied")
+    AutoModelForCausalLM.from_config(config).save_pretrained(bench / "untied")
     shutil.copytree(bench / "start" / "final", bench / "other")
     file = bench / "other" / "model.safetensors"
     save_file({name: weight * 1.5 for name, weight in load_file(file).items()}, file, metadata={"format": "pt"})
@@ -79,6 +84,8 @@ def zero_settings(bench: Path, method: str, name: str, *, ranks: int, dtype: str
     make = dpo_settings if method.startswith("dpo") else settings_of
     given = (bench, name) if method.startswith("dpo") else (bench, "sft", name)
     settings = make(*given, **changes)
+    if method == "sft_untied":
+        settings["model"]["path"] = str(bench / "untied")
     if method == "dpo_reference":
         settings["stage"] = {"name": "dpo", "reference": str(bench / "other")}
     settings["model"]["dtype"] = dtype
