@@ -164,7 +164,6 @@ def assemble(
     implementation, attention = chosen_attention(prepared, registry, engine)
     from_config = resolved.stage.record.model_from == "config"
     adapter: Adapter | None = build(resolved.adapter) if resolved.adapter is not None else None
-    skeleton = not getattr(engine, "holds_model", True)
     model = build_model(
         directory=checkpoint if checkpoint is not None and adapter is None else prepared.model_dir,
         from_config=from_config and checkpoint is None,
@@ -175,7 +174,7 @@ def assemble(
         trust_remote_code=config.model.trust_remote_code,
         head=resolved.stage.record.head,
         pad_token_id=prepared.tokenizer.pad_token_id,
-        skeleton=skeleton,
+        skeleton=not engine.holds_model,
     )
     if adapter is not None:
         model = adapted(resolved, adapter, model, base=prepared.model_dir, checkpoint=checkpoint)

@@ -14,6 +14,7 @@ from bumblecore_core.run.checkpoint.resume import Start
 from bumblecore_core.run.checkpoint.saver import SavingTime
 from bumblecore_core.run.facts import data_facts, memory_facts, parameter_facts, space_facts, step_facts
 from bumblecore_core.run.files import write_text
+from bumblecore_core.run.model import parameter_counts
 from bumblecore_core.run.progress import Progress
 from bumblecore_core.run.speed import Speed
 from bumblecore_core.toolkit.history import INFO_FILE
@@ -34,11 +35,9 @@ def run_info(
 ) -> RunInfo:
     """What loggers and the console are told before the first step."""
     config = prepared.resolved.config
-    parameters = list(assembled.model.parameters())
-    sizes = [getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters]  # whole, under ZeRO-3 too
-    total = sum(sizes)
-    trainable = sum(size for size, parameter in zip(sizes, parameters, strict=True) if parameter.requires_grad)
-    weight_bytes = parameters[0].element_size()
+    counts = parameter_counts(assembled.model)
+    total, trainable = counts.total, counts.trainable
+    weight_bytes = next(assembled.model.parameters()).element_size()
     resumed = [("resumed", f"{start.path}, after step {start.step:,}")] if start else []
     return RunInfo(
         output_dir=Path(config.output_dir),

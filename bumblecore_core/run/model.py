@@ -17,6 +17,7 @@ from bumblecore_core.toolkit.adapters import adapter_chain, fold_in
 from bumblecore_core.toolkit.json_files import require_json_object
 from bumblecore_core.toolkit.scorers import make_scorer_config, names_scorer, refuse_scorer, score_of
 from bumblecore_core.toolkit.seeds import derive_seed
+from bumblecore_core.toolkit.shards import whole_shape
 from bumblecore_core.values import ModelHead
 
 SHOWN_KEYS = 5
@@ -111,9 +112,9 @@ def parameter_counts(model: Any) -> ParameterCounts:
     """Counts of a model on any device, the meta device included."""
     parameters = list(model.parameters())
     return ParameterCounts(
-        total=sum(parameter.numel() for parameter in parameters),
-        trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        embedding=sum(parameter.numel() for parameter in model.get_input_embeddings().parameters()),
+        total=sum(whole_shape(parameter).numel() for parameter in parameters),
+        trainable=sum(whole_shape(parameter).numel() for parameter in parameters if parameter.requires_grad),
+        embedding=sum(whole_shape(parameter).numel() for parameter in model.get_input_embeddings().parameters()),
     )
 
 

@@ -146,7 +146,7 @@ def _ask_another(wanted: Wanted, prepared: Prepared, engine: Engine, attention: 
         wanted.model_dir,
         attention=attention,
         with_adapter=wanted.reference.model == START,
-        skeleton=not getattr(engine, "holds_model", True),
+        skeleton=not engine.holds_model,
     )
     resolved = prepared.resolved
     module = TrainModule(

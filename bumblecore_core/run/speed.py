@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from bumblecore_core.protocols import Engine
+from bumblecore_core.toolkit.shards import whole_shape
 from bumblecore_core.values import Batch
 
 FORWARD_AND_BACKWARD, WITHOUT_WEIGHT_GRADIENT = 6, 4  # FLOPs a weight and position
@@ -69,11 +70,7 @@ def count_flops(model: Any) -> Flops:
     tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     per_token = 0.0
     for name, parameter in model.named_parameters():
-        if (
-            len(getattr(parameter, "ds_shape", parameter.shape)) >= 2
-            and parameter is not head_weight
-            and id(parameter) not in tables
-        ):
+        if len(whole_shape(parameter)) >= 2 and parameter is not head_weight and id(parameter) not in tables:
             per_token += _cost(parameter) * (_active_share(config) if "experts" in name else 1.0)
     return Flops(
         per_token=per_token,
@@ -83,8 +80,8 @@ def count_flops(model: Any) -> Flops:
 
 
 def _cost(parameter: Any) -> float:
-    size = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves an empty parameter on each rank
-    return float((FORWARD_AND_BACKWARD if parameter.requires_grad else WITHOUT_WEIGHT_GRADIENT) * size)
+    factor = FORWARD_AND_BACKWARD if parameter.requires_grad else WITHOUT_WEIGHT_GRADIENT
+    return float(factor * whole_shape(parameter).numel())
 
 
 def _active_share(config: Any) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
 from bumblecore_core.values import Metric, Reduction, StepOutput
@@ -43,9 +43,7 @@ def check_token_loss(
         states = hidden[start:stop].clone().requires_grad_()
         matrix = weight.clone().requires_grad_()
         output = loss(hidden=states, head=Head(weight=matrix), targets=targets[start:stop].clone())
-        _check_output(output, stop - start)
-        assert output.loss_sum.requires_grad, "loss_sum carries no gradient"
-        (output.loss_sum * factor).backward()
+        _check_backward(output, stop - start, factor)
         assert torch.equal(states.detach(), hidden[start:stop]), "the loss changed `hidden` in place"
         assert torch.equal(matrix.detach(), weight), "the loss changed the head's weight in place"
         return output, _gradient(states), _gradient(matrix)
@@ -95,19 +93,10 @@ def check_preference_loss(
         if not reference:
             parts |= {"reference_chosen": None, "reference_rejected": None}
         output = loss(**parts)
-        _check_output(output, stop - start)
-        assert output.loss_sum.requires_grad, "loss_sum carries no gradient"
-        (output.loss_sum * factor).backward()
+        _check_backward(output, stop - start, factor)
         return output, torch.stack([_gradient(chosen), _gradient(rejected)])
 
-    whole, gradient = run(0, pairs)
-    first, gradient_first = run(0, cut)
-    second, gradient_second = run(cut, pairs)
-    _check_additive(whole, first, second, tolerance)
-    _close(torch.cat([gradient_first, gradient_second], 1), gradient, tolerance, "gradients, part by part")
-    _close(run(0, pairs, factor=0.25)[1], gradient * 0.25, tolerance, "gradients for 0.25 × the sum")
-    empty, _ = run(0, 0)
-    _none_sums_to_zero(empty, "pair")
+    _check_parts(run, pairs, cut, tolerance, "pair")
 
 
 def check_feedback_loss(
@@ -132,20 +121,11 @@ def check_feedback_loss(
             desirable=desirable[start:stop].clone(),
             kl=torch.tensor(0.5),
         )
-        _check_output(output, stop - start)
-        assert output.loss_sum.requires_grad, "loss_sum carries no gradient"
-        (output.loss_sum * factor).backward()
+        _check_backward(output, stop - start, factor)
         return output, _gradient(completion)
 
-    whole, gradient = run(0, rows)
-    first, gradient_first = run(0, cut)
-    second, gradient_second = run(cut, rows)
-    _check_additive(whole, first, second, tolerance)
-    _close(torch.cat([gradient_first, gradient_second]), gradient, tolerance, "gradients, part by part")
-    _close(run(0, rows, factor=0.25)[1], gradient * 0.25, tolerance, "gradients for 0.25 × the sum")
+    gradient = _check_parts(run, rows, cut, tolerance, "row")
     assert gradient.abs().max() > 0, "all gradients are 0"
-    empty, _ = run(0, 0)
-    _none_sums_to_zero(empty, "row")
 
 
 def check_reward_loss(loss: Any, *, pairs: int = 6, seed: int = 0, tolerance: float = 1e-4) -> None:
@@ -161,20 +141,35 @@ def check_reward_loss(loss: Any, *, pairs: int = 6, seed: int = 0, tolerance: fl
     def run(start: int, stop: int, factor: float = 1.0) -> tuple[StepOutput, torch.Tensor]:
         chosen, rejected = (side[start:stop].clone().requires_grad_() for side in scores)
         output = loss(chosen=chosen, rejected=rejected)
-        _check_output(output, stop - start)
-        assert output.loss_sum.requires_grad, "loss_sum carries no gradient"
-        (output.loss_sum * factor).backward()
+        _check_backward(output, stop - start, factor)
         return output, torch.stack([_gradient(chosen), _gradient(rejected)])
 
-    whole, gradient = run(0, pairs)
-    first, gradient_first = run(0, cut)
-    second, gradient_second = run(cut, pairs)
-    _check_additive(whole, first, second, tolerance)
-    _close(torch.cat([gradient_first, gradient_second], 1), gradient, tolerance, "gradients, part by part")
-    _close(run(0, pairs, factor=0.25)[1], gradient * 0.25, tolerance, "gradients for 0.25 × the sum")
+    gradient = _check_parts(run, pairs, cut, tolerance, "pair")
     assert float((gradient[1] - gradient[0]).sum()) > 0, "the loss does not draw chosen scores above rejected ones"
+
+
+def _check_parts(
+    run: Callable[..., tuple[StepOutput, torch.Tensor]], count: int, cut: int, tolerance: float, item: str
+) -> torch.Tensor:
+    """The gradient of the whole, once two parts were seen to add up to it and no item to 0. `run(start, stop, factor)`:
+    the loss of these items, and the gradient of `factor` × its sum, the items along the last dimension."""
+    import torch
+
+    whole, gradient = run(0, count)
+    first, gradient_first = run(0, cut)
+    second, gradient_second = run(cut, count)
+    _check_additive(whole, first, second, tolerance)
+    _close(torch.cat([gradient_first, gradient_second], -1), gradient, tolerance, "gradients, part by part")
+    _close(run(0, count, factor=0.25)[1], gradient * 0.25, tolerance, "gradients for 0.25 × the sum")
     empty, _ = run(0, 0)
-    _none_sums_to_zero(empty, "pair")
+    _none_sums_to_zero(empty, item)
+    return gradient
+
+
+def _check_backward(output: Any, count: int, factor: float) -> None:
+    _check_output(output, count)
+    assert output.loss_sum.requires_grad, "loss_sum carries no gradient"
+    (output.loss_sum * factor).backward()
 
 
 def _check_output(output: Any, count: int) -> None:

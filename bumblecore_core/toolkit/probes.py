@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from bumblecore_core.toolkit.shards import whole_shape
 from bumblecore_core.values import Batch
 
 PROBE_LENGTHS = (7, 5)
@@ -18,8 +19,7 @@ def probe_batch(
 ) -> Batch:
     """Documents of fixed token ids (no random numbers are drawn); `shift` changes those of the first one."""
     embedding = model.get_input_embeddings().weight
-    vocabulary = getattr(embedding, "ds_shape", embedding.shape)[0]  # ZeRO-3 leaves an empty parameter on each rank
-    device = embedding.device
+    vocabulary, device = whole_shape(embedding)[0], embedding.device
     places = torch.arange(skip, skip + sum(lengths), device=device)
     ids = places * 7 + 3 + torch.where(places < PROBE_LENGTHS[0], shift, 0)
     starts = torch.tensor([0, *lengths]).cumsum(0)

@@ -1,10 +1,11 @@
-"""A model directory for all end-to-end tests of bad input, made once."""
+"""What several end-to-end tests start from: a sound model for those of bad input, a run for those of LoRA."""
 
 import shutil
 
 import pytest
 
 from bad_input import Scene
+from lora_runs import run, settings_of
 from workbench import make_model_config, make_tokenizer
 
 
@@ -28,3 +29,10 @@ def scene(tmp_path, sound_model, capsys, monkeypatch):
 def own_model(scene, sound_model):
     """A copy of the sound model that a test may break."""
     return shutil.copytree(sound_model, scene.directory / "model")
+
+
+@pytest.fixture(scope="module")
+def plain(bench):
+    """The output directory of a LoRA run in float32 on the module's own bench."""
+    assert run(bench, settings_of(bench, "plain", {})) == 0
+    return bench / "plain"

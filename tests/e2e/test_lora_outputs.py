@@ -19,13 +19,6 @@ def bench(tmp_path_factory):
     return lora_bench(tmp_path_factory.mktemp("lora"))
 
 
-@pytest.fixture(scope="module")
-def plain(bench):
-    """The output directory of a run in float32."""
-    assert run(bench, settings_of(bench, "plain", {})) == 0
-    return bench / "plain"
-
-
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "auto"])
 def test_a_merged_model_has_the_adapters_logits(plain, bench, tmp_path, dtype, capsys):
     from transformers import AutoModelForCausalLM, AutoTokenizer

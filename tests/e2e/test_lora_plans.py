@@ -8,20 +8,13 @@ from bumblecore_core.config.resolve import load_run
 from bumblecore_core.registry import PluginSwitches, load_registry
 from bumblecore_core.run.planning import plan_run
 from bumblecore_plugins.adapters.lora import Lora
-from lora_runs import call, lora_bench, lora_settings, run, settings_of
+from lora_runs import call, lora_bench, lora_settings, run
 from workbench import write_config
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
     return lora_bench(tmp_path_factory.mktemp("lora"))
-
-
-@pytest.fixture(scope="module")
-def plain(bench):
-    """The output directory of a run in float32."""
-    assert run(bench, settings_of(bench, "plain", {})) == 0
-    return bench / "plain"
 
 
 PLANNED = {

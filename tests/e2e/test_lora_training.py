@@ -39,13 +39,6 @@ def bench(tmp_path_factory):
     return lora_bench(tmp_path_factory.mktemp("lora"))
 
 
-@pytest.fixture(scope="module")
-def plain(bench):
-    """The output directory of a run in float32."""
-    assert run(bench, settings_of(bench, "plain", {})) == 0
-    return bench / "plain"
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_a_resumed_run_is_the_same_bit_for_bit(bench, case):
     name = case.replace(" ", "-").replace("+", "")

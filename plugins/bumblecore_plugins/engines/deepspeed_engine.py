@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bumblecore_core import Batch, ConfigError, EngineContext, ModelError, ParameterGroup, StepOutput, StepResult, one
+from bumblecore_core import Batch, ConfigError, EngineContext, ParameterGroup, StepOutput, StepResult, one
 from bumblecore_plugins.engines import DeepSpeedOptions
-from bumblecore_plugins.engines.deepspeed_config import make_config, read_config_file, zero_stage
+from bumblecore_plugins.engines.deepspeed_config import OFFLOADS, make_config, read_config_file, zero_stage
 from bumblecore_plugins.engines.deepspeed_library import (
     TensorsOut,
     check_zero_section,
@@ -34,7 +34,7 @@ from bumblecore_plugins.engines.distributed import (
     sum_over_ranks,
 )
 from bumblecore_plugins.engines.precision import NAMES, frozen, kept_in_float32, resolve_dtype
-from bumblecore_plugins.engines.schedule_state import advance, learning_rates
+from bumblecore_plugins.engines.schedule_state import advance, learning_rates, scale_and_clip, trained_parameters
 from bumblecore_plugins.engines.zero_layout import fragments
 from bumblecore_plugins.engines.zero_scale import loss_scaler, scaled_gradients
 from bumblecore_plugins.engines.zero_shards import gathered, spread
@@ -70,18 +70,18 @@ class DeepSpeedEngine:
             raise one(ConfigError, "BC039", problem, fix, field="model.master_weights, engine")
         self._given = read_config_file(options.config_file)
         self._stage = zero_stage(options, self._given)
-        config = self._make_config()
+        self._zero_section = self._make_config()["zero_optimization"]
         self.holds_model = self._stage < 3 or self.rank == 0
         self.sharded = SHARDED[: self._stage + (self._stage > 0)]
         os.environ.setdefault("DS_ACCELERATOR", self.device.type)
         if self._given:
-            check_zero_section(config["zero_optimization"])
+            check_zero_section(self._zero_section)
         join(launch, self.device, options.timeout_seconds, alone=True)
         self._leave_environment = enter_environment(launch)
 
     def features(self) -> Sequence[tuple[str, str]]:
         words = {0: "nothing", 1: "optimizer state", 2: "optimizer state and gradients", 3: "weights too"}
-        half, zero = self.dtype != torch.float32, self._make_config()["zero_optimization"]
+        half = self.dtype != torch.float32
         lines = [
             ("device", device_words(self.device)),
             ("dtype", f"{NAMES[self.dtype]} ({self._why_dtype})"),
@@ -89,8 +89,8 @@ class DeepSpeedEngine:
         ]
         if half:
             lines += [("master weights", "float32"), ("gradients", "float32" if self._wide else NAMES[self.dtype])]
-        for name, what in (("offload_optimizer", "optimizer state"), ("offload_param", "weights")):
-            if (device := zero.get(name, {}).get("device", "none")) != "none":
+        for name, what in zip(OFFLOADS, ("optimizer state", "weights"), strict=True):
+            if (device := self._zero_section.get(name, {}).get("device", "none")) != "none":
                 lines.append((f"offload of {what}", f"to the memory of the {device}"))
         return lines
 
@@ -102,11 +102,8 @@ class DeepSpeedEngine:
         make_optimizer: Callable[[Sequence[ParameterGroup]], torch.optim.Optimizer],
         make_scheduler: Callable[[torch.optim.Optimizer], Scheduler],
     ) -> None:
-        trained = [parameter for group in groups for parameter in group.params]
+        trained = trained_parameters(groups)
         model: Any = getattr(module, "model", module)
-        if not trained:
-            problem = "no parameter of the model is trainable"
-            raise one(ModelError, "BC031", problem, "Check the adapter's target modules")
         if self.dtype != torch.float32 and kept_in_float32(module) is not None:
             problem = f"{type(model).__name__} keeps some weights in float32, which this engine does not"
             raise one(ConfigError, "BC039", problem, "Choose the engine torch, or model.dtype fp32", field="engine")
@@ -121,8 +118,7 @@ class DeepSpeedEngine:
                 model=self._module, optimizer=self._optimizer, config=config, dist_init_required=False
             )
         if self._stage == 3:
-            for parameter in getattr(module, "used_outside", ()):
-                deepspeed.zero.register_external_parameter(self._module, parameter)
+            self._module.keep_whole()
         in_place = self._stage == 0 and self.dtype != torch.float32 and self._wide
         self._wide_gradients = trained if in_place else []
         for parameter in self._wide_gradients:
@@ -157,7 +153,7 @@ class DeepSpeedEngine:
         config = self._make_config(_hidden_size(wrapped.model))
         load_deepspeed()
         self._spread(wrapped, config)
-        return frozen_shards(wrapped, config, used_outside=getattr(module, "used_outside", ()))
+        return frozen_shards(wrapped, config)
 
     def forward_backward(self, *, batch: Batch, scale: float, last: bool) -> StepOutput:
         self._engine.set_gradient_accumulation_boundary(last)
@@ -280,16 +276,11 @@ class DeepSpeedEngine:
     def _plain_step(self, gradient_scale: float) -> StepResult:
         """Stage 0 in float32: DeepSpeed has no optimizer of its own there, so nothing scales, clips or skips."""
         gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients)) * gradient_scale
+        norm = scale_and_clip(gradients, gradient_scale, self._context.max_grad_norm)
         skipped = not math.isfinite(norm)
         if skipped:
             for parameter in self._trained:
                 parameter.grad = None
-        else:
-            limit = self._context.max_grad_norm
-            factor = gradient_scale * (limit / (norm + 1e-6) if limit is not None and norm > limit else 1.0)
-            if factor != 1.0 and gradients:
-                torch._foreach_mul_(gradients, factor)
         self._engine.step()
         return StepResult(grad_norm=norm, skipped=skipped)
 

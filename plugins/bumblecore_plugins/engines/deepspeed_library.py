@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -85,6 +85,14 @@ class TensorsOut(torch.nn.Module):
         self.model = getattr(module, "model", module)
         self._forward = module.forward  # as a function: hooks on the run's module would look into its output
         self.latest: Any = None
+        self._used_outside = getattr(module, "used_outside", ())
+
+    def keep_whole(self) -> None:
+        """Has ZeRO-3 bring together, for each forward, the weights that are used outside their own modules."""
+        import deepspeed
+
+        for parameter in self._used_outside:
+            deepspeed.zero.register_external_parameter(self, parameter)
 
     def forward(self, batch: Any) -> torch.Tensor | None:
         """The loss sum of a batch; None where `batch` is a function to be called in here."""
@@ -92,16 +100,13 @@ class TensorsOut(torch.nn.Module):
         return getattr(self.latest, "loss_sum", None)
 
 
-def frozen_shards(
-    wrapped: TensorsOut, config: Mapping[str, Any], *, used_outside: Sequence[torch.nn.Parameter]
-) -> Callable[[Any], Any]:
+def frozen_shards(wrapped: TensorsOut, config: Mapping[str, Any]) -> Callable[[Any], Any]:
     """What calls a module whose weights ZeRO-3 has spread over the ranks, without gradients."""
     import deepspeed
 
     with silent(), same_buffers(wrapped.model):
         engine, *_ = deepspeed.initialize(model=wrapped, config=dict(config), dist_init_required=False)
-    for parameter in used_outside:
-        deepspeed.zero.register_external_parameter(wrapped, parameter)
+    wrapped.keep_whole()
     engine.eval()
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from bumblecore_core import Batch, EngineContext, ModelError, ParameterGroup, StepOutput, StepResult, one
+from bumblecore_core import Batch, EngineContext, ParameterGroup, StepOutput, StepResult
 from bumblecore_plugins.engines import TorchOptions
 from bumblecore_plugins.engines.distributed import (
     barrier,
@@ -24,7 +24,7 @@ from bumblecore_plugins.engines.distributed import (
 )
 from bumblecore_plugins.engines.gradient_sync import GradientSync
 from bumblecore_plugins.engines.precision import NAMES, LossScale, cast, frozen, resolve_dtype
-from bumblecore_plugins.engines.schedule_state import advance, learning_rates
+from bumblecore_plugins.engines.schedule_state import advance, learning_rates, scale_and_clip, trained_parameters
 from bumblecore_plugins.engines.torch_state import TorchState
 
 if TYPE_CHECKING:
@@ -79,11 +79,7 @@ class TorchEngine:
         make_optimizer: Callable[[Sequence[ParameterGroup]], torch.optim.Optimizer],
         make_scheduler: Callable[[torch.optim.Optimizer], Scheduler],
     ) -> None:
-        trained = [parameter for group in groups for parameter in group.params]
-        if not trained:
-            raise one(
-                ModelError, "BC031", "no parameter of the model is trainable", "Check the adapter's target modules"
-            )
+        trained = trained_parameters(groups)
         self._module = module.to(self.device)
         if self.world_size > 1:
             same_on_all_ranks(self._module)
@@ -157,14 +153,9 @@ class TorchEngine:
         if self._loss_scale is not None:
             factor /= self._loss_scale.value
         targets, gradients = self._take_gradients()
-        norm = float(torch.nn.utils.get_total_norm(gradients)) * factor
+        norm = scale_and_clip(gradients, factor, self._context.max_grad_norm)
         skipped = not math.isfinite(norm)
         if not skipped:
-            limit = self._context.max_grad_norm
-            if limit is not None and norm > limit:
-                factor *= limit / (norm + 1e-6)
-            if factor != 1.0 and gradients:
-                torch._foreach_mul_(gradients, factor)
             for target, gradient in zip(targets, gradients, strict=True):
                 target.grad = gradient.to(target.dtype)
             self._optimizer.step()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bumblecore_core import RunError, one
 from bumblecore_core.toolkit.state_files import copied, read_state, write_state
 from bumblecore_plugins.engines.precision import LossScale
-from bumblecore_plugins.engines.schedule_state import PARAMS, group_settings, load_schedule, merged
+from bumblecore_plugins.engines.schedule_state import PARAMS, check_owner, load_schedule, merged_groups, settings_of
 
 if TYPE_CHECKING:
     from bumblecore_core.protocols import Scheduler
@@ -38,7 +36,7 @@ class TorchState:
     ) -> None:
         self._parameters, self._optimizer, self._scheduler = parameters, optimizer, scheduler
         self._loss_scale = loss_scale
-        self._initial = {"groups": group_settings(self._optimizer), "scheduler": copy.deepcopy(scheduler.state_dict())}
+        self._initial = settings_of(optimizer, scheduler)
 
     def writer(self, *, copy: bool) -> Callable[[Path], None]:
         """A function that writes the state into a directory; with `copy`, the state as it is now."""
@@ -46,8 +44,7 @@ class TorchState:
         tree = {
             "names": [name for name, _, _ in self._parameters],
             "optimizer": packed["state"],
-            "groups": group_settings(self._optimizer),
-            "scheduler": self._scheduler.state_dict(),
+            **settings_of(self._optimizer, self._scheduler),
             "initial": self._initial,
             "masters": self._masters(),
             "loss_scale": None if self._loss_scale is None else asdict(self._loss_scale),
@@ -60,30 +57,16 @@ class TorchState:
         """Puts back what `writer`'s function wrote into `directory`.
 
         A setting of the optimizer or schedule that the configuration has changed since (the resume allowed it) keeps
-        its new value. Raises `RunError` BC047 where the state is of other parameters, BC049
-        where another engine wrote it.
+        its new value. Raises `RunError` BC047 where the state is of other parameters, BC049 where another engine
+        wrote it.
         """
-        if not (directory / f"{NAME}.json").is_file():
-            problem = "the checkpoint was saved by another engine than torch"
-            fix = "Resume with that engine, or start a new run from the checkpoint's weights"
-            raise one(RunError, "BC049", problem, fix, place=str(directory), field="engine")
-        tree = read_state(directory, NAME)
-        names = [name for name, _, _ in self._parameters]
-        if tree["names"] != names:
-            differing = sorted(set(tree["names"]) ^ set(names))[:5]
-            problem = f"the optimizer's state is of other parameters: {', '.join(differing) or 'in another order'}"
-            raise one(RunError, "BC047", problem, "Resume with the model that was trained", place=str(directory))
+        tree = read_state(directory, NAME) if (directory / f"{NAME}.json").is_file() else None
+        check_owner(tree, [name for name, _, _ in self._parameters], "torch", directory)
         for name, master in self._masters().items():
             if name in tree["masters"]:
                 master.copy_(tree["masters"][name])
         self._load_optimizer(tree)
-        load_schedule(
-            self._scheduler,
-            self._optimizer,
-            saved=tree["scheduler"],
-            initial=tree["initial"]["scheduler"],
-            fresh=self._initial["scheduler"],
-        )
+        load_schedule(self._scheduler, self._optimizer, tree, self._initial)
         if self._loss_scale is not None and tree["loss_scale"] is not None:
             self._loss_scale.value = tree["loss_scale"]["value"]
             self._loss_scale.good_steps = tree["loss_scale"]["good_steps"]
@@ -94,12 +77,9 @@ class TorchState:
 
     def _load_optimizer(self, tree: Mapping[str, Any]) -> None:
         groups, at = [], 0
-        for number, own in enumerate(self._optimizer.param_groups):
+        for own, settings in zip(self._optimizer.param_groups, merged_groups(tree, self._initial), strict=True):
             indices = list(range(at, at + len(own[PARAMS])))
             at += len(indices)
-            settings = merged(
-                tree["groups"][number], tree["initial"]["groups"][number], self._initial["groups"][number]
-            )
             groups.append({**settings, PARAMS: indices})
         self._optimizer.load_state_dict({"state": tree["optimizer"], "param_groups": groups})
         # load_state_dict casts to the parameter's dtype; state that was kept in a wider one gets its bits back

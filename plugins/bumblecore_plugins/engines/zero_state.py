@@ -7,7 +7,6 @@ stage finds its parts in such files by arithmetic.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from safetensors.torch import save_file
 
 from bumblecore_core import RunError, one
 from bumblecore_core.toolkit.state_files import read_state, write_state
-from bumblecore_plugins.engines.schedule_state import group_settings, load_schedule, merged
+from bumblecore_plugins.engines.schedule_state import check_owner, load_schedule, merged_groups, settings_of
 from bumblecore_plugins.engines.zero_layout import Fragment
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ class ZeroState:
     ) -> None:
         self._fragments, self._names, self._stage = fragments, sorted(names), stage
         self._optimizer, self._scheduler, self._loss_scaler = optimizer, scheduler, loss_scaler
-        self._initial = {"groups": group_settings(optimizer), "scheduler": copy.deepcopy(scheduler.state_dict())}
+        self._initial = settings_of(optimizer, scheduler)
 
     def writer(self) -> Callable[[Path], None]:
         """A function that writes this rank's state, as it is when the function is called, into a directory."""
@@ -71,8 +70,7 @@ class ZeroState:
                     [one.name, one.start, one.length, places[id(one.owner)], one.offset] for one in self._fragments
                 ],
                 "plain": plain,
-                "groups": group_settings(self._optimizer),
-                "scheduler": self._scheduler.state_dict(),
+                **settings_of(self._optimizer, self._scheduler),
                 "initial": self._initial,
                 "loss_scale": _numbers(self._loss_scaler),
             }
@@ -90,28 +88,13 @@ class ZeroState:
         state that cannot be cut (it is not one number per weight) and the stage or number of ranks is another.
         """
         shards = [_Shard(path) for path in sorted(directory.glob("rank-*")) if (path / f"{NAME}.json").is_file()]
-        if not shards:
-            problem = "the checkpoint was saved by another engine than deepspeed"
-            fix = "Resume with that engine, or start a new run from the checkpoint's weights"
-            raise one(RunError, "BC049", problem, fix, place=str(directory), field="engine")
-        first = shards[0].tree
-        if first["names"] != self._names:
-            differing = sorted(set(first["names"]) ^ set(self._names))[:5]
-            problem = f"the optimizer's state is of other parameters: {', '.join(differing) or 'in another order'}"
-            raise one(RunError, "BC047", problem, "Resume with the model that was trained", place=str(directory))
+        first = shards[0].tree if shards else None
+        check_owner(first, self._names, "deepspeed", directory)
         for fragment in self._fragments:
             self._load_fragment(fragment, shards, first["stage"], directory)
-        for number, group in enumerate(self._optimizer.param_groups):
-            group.update(
-                merged(first["groups"][number], first["initial"]["groups"][number], self._initial["groups"][number])
-            )
-        load_schedule(
-            self._scheduler,
-            self._optimizer,
-            saved=first["scheduler"],
-            initial=first["initial"]["scheduler"],
-            fresh=self._initial["scheduler"],
-        )
+        for group, settings in zip(self._optimizer.param_groups, merged_groups(first, self._initial), strict=True):
+            group.update(settings)
+        load_schedule(self._scheduler, self._optimizer, first, self._initial)
         if self._loss_scaler is not None:
             vars(self._loss_scaler).update(first["loss_scale"])
 
