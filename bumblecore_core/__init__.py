@@ -21,6 +21,7 @@ from bumblecore_core.protocols import AttentionFunctions, EngineContext, StageCo
 from bumblecore_core.records import (
     AdapterRecord,
     AttentionRecord,
+    ByContent,
     CommandRecord,
     DataFormatRecord,
     EngineRecord,
@@ -58,6 +59,7 @@ __all__ = [
     "AttentionRecord",
     "Batch",
     "BumbleError",
+    "ByContent",
     "ChatSample",
     "CommandRecord",
     "ConfigError",

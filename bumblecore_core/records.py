@@ -32,6 +32,12 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
+@dataclass(frozen=True)
+class ByContent:
+    """Marks an option that names a file (`Annotated[str | None, ByContent()]`): a run that goes on compares what the
+    file holds, and not where it lies."""
+
+
 class NoOptions(Options):
     """For a record without options."""
 

@@ -106,10 +106,13 @@ class Engine(Protocol):
         """Waits for every rank."""
         ...
 
-    def model_state(self, *, wanted: Callable[[str], bool] | None = None) -> dict[str, torch.Tensor]:
+    def model_state(
+        self, *, wanted: Callable[[str], bool] | None = None, copy: bool = False
+    ) -> dict[str, torch.Tensor]:
         """The full weights of the wrapped model in its compute dtype, under the inner model's names, on rank 0 (an
-        empty dict elsewhere). A collective. The tensors may be the live ones: they hold until the next step. `wanted`:
-        only weights of such names (an adapter's), so that a frozen base is not gathered."""
+        empty dict elsewhere). A collective. With `copy` they lie in CPU memory of their own, and names that share a
+        tensor (tied weights) share it still; without, they may be the live ones, which hold until the next step.
+        `wanted`: only weights of such names (an adapter's), so that a frozen base is not gathered."""
         ...
 
     def training_state(self, *, copy: bool) -> Callable[[Path], None]:

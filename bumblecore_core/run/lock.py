@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bumblecore_core.config.resolved import ResolvedRun, Selected
 from bumblecore_core.errors import Problem
+from bumblecore_core.records import ByContent
 from bumblecore_core.registry import Registry, singular
 from bumblecore_core.run.data.fingerprint import installed_version
 from bumblecore_core.toolkit.adapters import adapter_chain
@@ -81,8 +82,8 @@ def make_lock(
     eval_store: TokenStore | None,
     world_size: int,
 ) -> dict[str, Any]:
-    """Plugins in use with distribution, version and a hash of their options; library versions; fingerprints of data,
-    tokenizer and model; the resolved config."""
+    """Plugins in use with distribution, version and hashes of their options and of files that these name; library
+    versions; fingerprints of data, tokenizer and model; the resolved config."""
     chosen: list[Selected[Any]] = [resolved.stage, resolved.loss, resolved.optimizer, resolved.scheduler]
     chosen += [resolved.engine, *resolved.loggers, *([resolved.adapter] if resolved.adapter else [])]
     from_config = resolved.stage.record.model_from == "config"
@@ -114,7 +115,12 @@ def config_differences(saved: Mapping[str, Any], now: Mapping[str, Any], *, igno
 
 def drift(saved: Mapping[str, Any], now: Mapping[str, Any], *, allowed: Sequence[str]) -> list[Drift]:
     """What changed between two locks and changes the numbers, without what is `allowed` (a name, or its section)."""
-    found = config_differences(saved["config"], now["config"], ignored=(*HARMLESS, *BY_CONTENT, *RESHAPING))
+    files, files_now = _files(saved["plugins"]), _files(now["plugins"])
+    named = files.keys() & files_now.keys()
+    found = config_differences(saved["config"], now["config"], ignored=(*HARMLESS, *BY_CONTENT, *RESHAPING, *named))
+    for name in sorted(named):
+        if (left := files[name]) != (right := files_now[name]):
+            found.append(Drift(name=name, saved=f"a file {_brief(left)}", now=f"a file {_brief(right)}", code="BC043"))
     for name, code in (("data", "BC050"), ("evaluation_data", "BC050"), ("tokenizer", "BC050")):
         if saved[name] != now[name]:
             found.append(Drift(name=name, saved=_brief(saved[name]), now=_brief(now[name]), code=code))
@@ -165,7 +171,7 @@ def weights_fingerprint(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def _plugin(chosen: Selected[Any], registry: Registry) -> dict[str, str]:
+def _plugin(chosen: Selected[Any], registry: Registry) -> dict[str, Any]:
     plugin = registry.provided(chosen.record.kind, chosen.name).plugin
     options = json.dumps(chosen.options.model_dump(mode="json"), sort_keys=True)
     return {
@@ -174,10 +180,25 @@ def _plugin(chosen: Selected[Any], registry: Registry) -> dict[str, str]:
         "distribution": plugin.distribution,
         "version": plugin.version,
         "options_sha256": hashlib.sha256(options.encode()).hexdigest(),
+        "files": {
+            name: hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
+            for name, field in type(chosen.options).model_fields.items()
+            if any(isinstance(mark, ByContent) for mark in field.metadata) and (path := getattr(chosen.options, name))
+        },
     }
 
 
-def _plugin_drift(saved: Sequence[Mapping[str, str]], now: Sequence[Mapping[str, str]]) -> Iterator[Drift]:
+def _files(plugins: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """SHA-256 of the files that options name, by the options' config keys."""
+    return {
+        f"{singular(one['kind'])}.{name}": digest
+        for one in plugins
+        if one["kind"] != "loggers"
+        for name, digest in one.get("files", {}).items()
+    }
+
+
+def _plugin_drift(saved: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> Iterator[Drift]:
     """Plugins of another distribution or version. Which plugins are chosen is compared with the config; loggers are
     harmless, and BumbleCore's own version is a library's."""
     current = {(one["kind"], one["name"]): one for one in now}

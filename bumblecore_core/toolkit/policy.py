@@ -19,6 +19,7 @@ from bumblecore_core.errors import ModelError, one
 from bumblecore_core.toolkit.packing import unshared
 from bumblecore_core.toolkit.probes import PROBE_LENGTHS, close, probe_batch, undisturbed
 from bumblecore_core.toolkit.scorers import score_of
+from bumblecore_core.toolkit.shards import gathers_weights
 from bumblecore_core.values import Batch
 
 MULTIPLIERS = ("logit_scale", "lm_head_multiplier")
@@ -122,7 +123,8 @@ class Policy:
         linear = self._inner.get_output_embeddings()
         if type(linear) is not torch.nn.Linear:
             return f"its output layer is a {type(linear).__name__}, not a plain Linear"
-        if any(getattr(linear, hooks) for hooks in MODULE_CALL_HOOKS) or "forward" in vars(linear):
+        hooks = [hook for kind in MODULE_CALL_HOOKS for hook in getattr(linear, kind).values()]
+        if not all(map(gathers_weights, hooks)) or "forward" in vars(linear):
             return "its output layer has hooks"
         config = self._inner.config.get_text_config()
         scale = 1.0

@@ -49,6 +49,18 @@ def copied(tree: Any) -> Any:
     return [copied(item) for item in tree] if isinstance(tree, list) else tree
 
 
+def copied_once(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies on the CPU; names that share a tensor (tied weights) share its copy."""
+    copies: dict[tuple[int, torch.Size, tuple[int, ...]], torch.Tensor] = {}
+    found = {}
+    for name, tensor in tensors.items():
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if key not in copies:
+            copies[key] = copied(tensor)
+        found[name] = copies[key]
+    return found
+
+
 def _pack(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor) and _is_plain(value):
         name = str(len(tensors))

@@ -35,7 +35,7 @@ def make_lock():
             "model": {"path": "base", "tokenizer": None, "dtype": "bf16", "chat_template": None, "layers": [1, 2]},
             "adapter": {"name": "lora", "rank": 8},
             "data": {"path": ["a.jsonl"], "eval_path": "b.jsonl", "max_length": 64, "num_workers": 2, "cache_dir": "c"},
-            "optimizer": {"name": "lion", "lr": 1e-3},
+            "optimizer": {"name": "lion", "lr": 1e-3, "table": "t.json"},
             "train": {"micro_batch_size": 2, "gradient_accumulation_steps": 3, "seed": 0, "logging_steps": 1},
             "checkpoint": {"save_steps": 5, "resume": "auto"},
             "loggers": [{"name": "console"}],
@@ -45,7 +45,7 @@ def make_lock():
         "plugins": [
             plugin("stages", "sft"),
             plugin("losses", "cross_entropy"),
-            plugin("optimizers", "lion", "lion-plugin"),
+            {**plugin("optimizers", "lion", "lion-plugin"), "files": {"table": "t" * 64}},
             plugin("loggers", "board", "board-plugin"),
         ],
         "libraries": {"python": "3.11.1", "bumblecore": "1.0", "torch": "2.9", "numpy": "2.0"},
@@ -78,6 +78,7 @@ DRIFTS = [
     ("config.optimizer.lr", 2e-3, "optimizer.lr", "BC043", "optimizer"),
     ("config.optimizer.lr", GONE, "optimizer.lr", "BC043", "optimizer"),
     ("config.optimizer.beta", 0.9, "optimizer.beta", "BC043", "optimizer"),
+    ("plugins.2.files.table", "u" * 64, "optimizer.table", "BC043", "optimizer"),
     ("config.train.seed", 1, "train.seed", "BC043", "train"),
     ("config.data.max_length", 128, "data.max_length", "BC043", "data"),
     ("config.model.dtype", "fp32", "model.dtype", "BC043", "model"),
@@ -111,10 +112,12 @@ SAME = [
     # compared by their content
     *[("config.data.path", ["moved.jsonl"]), ("config.data.eval_path", "moved"), ("config.data.format", "alpaca")],
     *[("config.model.path", "moved"), ("config.model.tokenizer", "moved"), ("config.model.chat_template", "moved")],
+    ("config.optimizer.table", "moved"),
     # compared by their product
     *[("config.train.micro_batch_size", 6), ("config.train.gradient_accumulation_steps", 1), ("world_size", 1)],
     # says nothing about the numbers
     *[("plugins.0.version", "1.1"), ("plugins.3.version", "9"), ("plugins.3", GONE)],
+    ("plugins.3.files", {"style": "s" * 64}),
     *[("plugins.2.options_sha256", "1" * 64), ("libraries.torch", GONE), ("libraries.peft", "1.0")],
     # a key that a version adds with nothing set
     ("config.train.new_option", None),
@@ -130,6 +133,14 @@ def test_a_difference_is_found_by_name_and_code_from_either_side(path, value, na
     problem = there.problem(__file__)
     assert (problem.code, problem.field) == (code, name)
     assert f"--allow {name}" in problem.fix
+
+
+@pytest.mark.parametrize("without", ["config", "hash"])
+def test_a_file_that_one_side_has_no_hash_of_is_told_by_its_path(without):
+    """The option is not set, or the lock was written before files had hashes."""
+    other = changed(("plugins.2.files", GONE), ("config.optimizer.table", None if without == "config" else "moved"))
+    for one, two in ((make_lock(), other), (other, make_lock())):
+        assert [found.name for found in drift(one, two, allowed=[])] == ["optimizer.table"]
 
 
 @pytest.mark.parametrize(("path", "value", "name", "code", "section"), DRIFTS)

@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from bumblecore_core.cli import main
 from zero_runs import losses, on_ranks
@@ -20,6 +22,7 @@ SAID = {
     "config_file": (3, []),
 }
 """The stage of each config, and what it offloads."""
+ON_DISK = {"offload_nvme": (3, ["optimizer state", "weights"])}
 STEPS = 3
 
 
@@ -54,10 +57,11 @@ def check(directory: Path, name: str, expected: list[float]) -> None:
     found = losses(directory, name)
     assert len(found) == STEPS
     assert found == pytest.approx(expected, rel=1e-5)
-    stage, offloaded = SAID[name]
+    stage, offloaded = (SAID | ON_DISK)[name]
     log = (directory / name / "logs" / "train.log").read_text(encoding="utf-8")
     assert re.search(rf"ZeRO stage +{stage} \(sharded over 2 processes", log)
-    assert re.findall(r"offload of (.+?) +to the memory of the cpu", log) == offloaded
+    assert re.search(r"head +on supervised positions only, read as data", log)
+    assert re.findall(r"offload of (.+?) +to (?:the memory of the cpu|/tmp)", log) == offloaded
 
 
 def variants(directory: Path) -> dict[str, Path]:
@@ -71,7 +75,7 @@ def variants(directory: Path) -> dict[str, Path]:
 
 
 def test_every_config_of_the_folder_is_tested():
-    assert {path.stem for path in ZERO.glob("*.yaml")} == set(SAID)
+    assert {path.stem for path in ZERO.glob("*.yaml")} == set(SAID | ON_DISK)
 
 
 def test_the_example_with_a_file_of_deepspeed_trains_as_the_engine_torch_does(tmp_path):
@@ -92,6 +96,32 @@ def test_every_example_trains_as_one_process_does_and_goes_on_at_another_stage(t
         check(tmp_path, name, expected)
     for name in ("zero0", "zero3"):
         assert losses(tmp_path, f"{name}_resumed") == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.exhaustive
+def test_the_example_on_a_disk_comes_to_the_bits_of_the_one_in_memory_and_goes_on_from_it(tmp_path):
+    """DeepSpeed's file operator is compiled first, which takes minutes."""
+    if not Path("/usr/include/libaio.h").is_file():
+        pytest.skip("libaio is not here")
+    runs = [arguments(tmp_path, ZERO / f"{name}.yaml") for name in ("offload_all", "offload_nvme")]
+    start = str(tmp_path / "offload_all" / "checkpoint-2")
+    runs.append(arguments(tmp_path, ZERO / "offload_nvme.yaml", "--resume", start, name="resumed"))
+    files = variants(tmp_path)
+    nvme = "{name: deepspeed, zero_stage: 3, offload_optimizer: nvme, offload_parameters: nvme, nvme_path: /tmp}"
+    reference = ["--set", f"stage={{name: dpo, reference: {tmp_path / 'offload_nvme' / 'checkpoint-2'}}}"]
+    for name, method in (("memory", []), ("disk", ["--set", f"engine={nvme}"])):
+        more = [*method, *reference, "--set", f"model.path={tmp_path / 'offload_all'}"]
+        runs.append(arguments(tmp_path, files["dpo"], *more, name=f"dpo_{name}"))
+        more = [*method, "--set", f"model.path={tmp_path / 'offload_all'}"]
+        runs.append(arguments(tmp_path, files["sft_lora"], *more, name=f"lora_{name}"))
+    assert on_ranks(tmp_path, runs) == [[0] * len(runs)] * 2
+    check(tmp_path, "offload_nvme", losses(tmp_path, "offload_all"))
+    for name in ("offload_nvme", "resumed"):
+        weights = load_file(tmp_path / name / "final" / "model.safetensors")
+        expected = load_file(tmp_path / "offload_all" / "final" / "model.safetensors")
+        assert all(torch.equal(weight, expected[key]) for key, weight in weights.items())
+    for method in ("dpo", "lora"):
+        assert losses(tmp_path, f"{method}_disk") == pytest.approx(losses(tmp_path, f"{method}_memory"), rel=1e-5)
 
 
 @pytest.mark.slow

@@ -13,25 +13,29 @@ VOCABULARY, HIDDEN = 11, 8
 
 
 class Tiny(torch.nn.Module):
-    """Embedding, norm, two layers, a tied head, and a matrix that no forward pass uses."""
+    """Embedding, norm, two layers, a tied head, and a matrix that no forward pass uses. `share`: of the second layer's
+    part in the sum; None leaves it out."""
 
-    def __init__(self, *, dropout: float = 0.0) -> None:
+    def __init__(self, *, dropout: float = 0.0, hidden: int = HIDDEN) -> None:
         super().__init__()
-        self.embedding = torch.nn.Embedding(VOCABULARY, HIDDEN)
-        self.norm = torch.nn.LayerNorm(HIDDEN)
-        self.first = torch.nn.Linear(HIDDEN, HIDDEN)
-        self.second = torch.nn.Linear(HIDDEN, HIDDEN, bias=False)
-        self.unused = torch.nn.Linear(HIDDEN, HIDDEN, bias=False)
+        self.share: float | None = 1.0
+        self.embedding = torch.nn.Embedding(VOCABULARY, hidden)
+        self.norm = torch.nn.LayerNorm(hidden)
+        self.first = torch.nn.Linear(hidden, hidden)
+        self.second = torch.nn.Linear(hidden, hidden, bias=False)
+        self.unused = torch.nn.Linear(hidden, hidden, bias=False)
         self.dropout = torch.nn.Dropout(dropout)
-        self.head = torch.nn.Linear(HIDDEN, VOCABULARY, bias=False)
+        self.head = torch.nn.Linear(hidden, VOCABULARY, bias=False)
         self.head.weight = self.embedding.weight
-        self.register_buffer("frequencies", torch.linspace(0.1, 1.0, HIDDEN))
+        self.register_buffer("frequencies", torch.linspace(0.1, 1.0, hidden))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         hidden = self.embedding(ids)
         hidden = hidden * (1 + self.frequencies.to(hidden.dtype))
         hidden = hidden + self.dropout(torch.tanh(self.first(self.norm(hidden))))
-        return self.head(hidden + torch.tanh(self.second(hidden)))
+        if self.share is not None:
+            hidden = hidden + self.share * torch.tanh(self.second(hidden))
+        return self.head(hidden)
 
 
 class Wrapped(torch.nn.Module):

@@ -12,6 +12,9 @@ from bumblecore_plugins.engines.deepspeed_engine import DeepSpeedEngine
 from bumblecore_plugins.engines.torch_engine import TorchEngine
 
 STAGES = (0, 1, 2, 3)
+OFFLOADED = [(1, "cpu"), (2, "cpu"), (3, "cpu")]
+ALL = [*STAGES, *OFFLOADED]
+"""A stage, or a stage and where everything goes that it can offload."""
 DTYPES = ("fp32", "bf16")
 
 
@@ -25,16 +28,22 @@ def engine_of(stage, dtype="fp32", **context):
     if stage is None:
         engine = TorchEngine(options=TorchOptions(device="cpu"), context=made)
     else:
-        engine = DeepSpeedEngine(options=DeepSpeedOptions(device="cpu", zero_stage=stage), context=made)
+        number, device = stage if isinstance(stage, tuple) else (stage, "none")
+        weights = device if number == 3 else "none"
+        options = DeepSpeedOptions(
+            device="cpu", zero_stage=number, offload_optimizer=device, offload_parameters=weights
+        )
+        engine = DeepSpeedEngine(options=options, context=made)
     model = tiny()
     engine.prepare(module=Wrapped(model), groups=groups(model), make_optimizer=adamw, make_scheduler=constant)
     return engine
 
 
-def window(engine, *, gradient_scale=1.0, poison=None):
-    """Two micro-batches of different lengths and a step."""
+def window(engine, *, gradient_scale=1.0, poison=None, shares=(1.0, 1.0)):
+    """Two micro-batches of different lengths and a step. `shares` of a layer in each: see `Tiny`."""
     for at, tokens in enumerate((12, 7)):
         given = batch(at, tokens, poison if at else None)
+        engine._module.model.share = shares[at]
         engine.forward_backward(batch=given, scale=1 / 17, last=at == 1)
     return engine.step(gradient_scale=gradient_scale)
 
@@ -56,7 +65,7 @@ def assert_close(found, expected, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ALL)
 @pytest.mark.parametrize("scale", [1.0, 0.25])
 @pytest.mark.parametrize("limit", [None, 0.05])
 def test_three_steps_are_those_of_the_engine_torch(stage, dtype, scale, limit):
@@ -73,7 +82,7 @@ def test_three_steps_are_those_of_the_engine_torch(stage, dtype, scale, limit):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ALL)
 @pytest.mark.parametrize(("scale", "poison"), [(math.nan, None), (1.0, math.inf)])
 def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_works(stage, dtype, scale, poison):
     engine, alone = engine_of(stage, dtype), engine_of(stage, dtype)
@@ -94,12 +103,12 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_works(stage,
         alone.close()
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ALL)
 def test_masters_are_the_weights_before_they_were_rounded(stage):
     engine, plain = engine_of(stage, "bf16"), dict(tiny().named_parameters())
     try:
         seen = {name: torch.full((parameter.numel(),), math.nan) for name, parameter in plain.items()}
-        for part in engine._state._fragments:
+        for part in (part for _, parts in engine._state._owners for part in parts):
             assert part.values.dtype == torch.float32
             seen[part.name][part.start : part.start + part.length] = part.values
         for name, parameter in plain.items():
@@ -110,7 +119,21 @@ def test_masters_are_the_weights_before_they_were_rounded(stage):
         engine.close()
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ALL)
+def test_a_weight_that_is_not_used_in_a_micro_batch_has_a_gradient_of_zero_there(stage):
+    one, other = engine_of(None), engine_of(stage)
+    try:
+        for used in ((1, 1), (0, 0), (0, 1), (1, 0), (1, 1)):
+            expected = window(one, shares=[float(share) for share in used])
+            found = window(other, shares=[float(share) or None for share in used])
+            assert found.grad_norm == pytest.approx(expected.grad_norm, rel=1e-5)
+        assert_close(weights(other), weights(one), "fp32")
+    finally:
+        one.close()
+        other.close()
+
+
+@pytest.mark.parametrize("stage", ALL)
 def test_nothing_of_making_the_engine_is_left_in_the_optimizer(stage):
     engine = engine_of(stage, "bf16")
     try:

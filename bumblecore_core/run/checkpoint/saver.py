@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bumblecore_core.config.schema import CheckpointSection
 from bumblecore_core.protocols import Engine
@@ -22,10 +22,8 @@ from bumblecore_core.run.interrupts import Interrupts, Stopped, received_of_all
 from bumblecore_core.run.loggers import Loggers
 from bumblecore_core.run.memory import available_memory
 from bumblecore_core.run.progress import Progress
-from bumblecore_core.toolkit.state_files import copied, write_state
-
-if TYPE_CHECKING:
-    import torch
+from bumblecore_core.toolkit.shards import whole_shape
+from bumblecore_core.toolkit.state_files import write_state
 
 MARGIN = 256 * 2**20  # bytes that stay free beside a copy of the state
 VOTES = 5
@@ -202,8 +200,7 @@ class Saver:
     def _snapshot(self, *, copy: bool) -> Callable[[Path], None]:
         """A function that writes this rank's part into a temporary directory. A collective."""
         rank, streams = self._engine.rank, self._streams
-        weights = self._engine.model_state(wanted=self._parts.wanted)
-        weights = _copied_once(weights) if copy else weights
+        weights = self._engine.model_state(wanted=self._parts.wanted, copy=copy)
         write_engine_state = self._engine.training_state(copy=copy)
         exact, history = self._progress.to_state()
 
@@ -237,13 +234,17 @@ class Saver:
 
     def _room_for_copy(self) -> bool:
         """Whether every rank has the memory to hold the state a second time: weights, masters and two moments. Of a
-        model with an adapter no frozen weight is copied."""
+        model with an adapter no frozen weight is copied. Ranks that copy a part each may share one machine's memory,
+        so each of them looks for room for all parts."""
         free = available_memory()
+        everything = self._parts.adapter is None
+        parameters = [one for one in self._parts.model.parameters() if everything or one.requires_grad]
         size = 0
         if self._engine.rank == 0:
-            everything = self._parts.adapter is None
-            parameters = [one for one in self._parts.model.parameters() if everything or one.requires_grad]
-            size = sum(one.numel() * (one.element_size() + 12 * one.requires_grad) for one in parameters)
+            size += sum(whole_shape(one).numel() * one.element_size() for one in parameters)
+        sharded: tuple[str, ...] = getattr(self._engine, "sharded", ())
+        if self._engine.rank == 0 or sharded:
+            size += sum(12 * whole_shape(one).numel() for one in parameters if one.requires_grad)
         fits = free is not None and size * 1.1 + MARGIN <= free
         return self._engine.sum_over_ranks([float(fits)])[0] == self._engine.world_size
 
@@ -251,15 +252,3 @@ class Saver:
 def _raise(failure: Exception | None) -> None:
     if failure is not None:
         raise failure
-
-
-def _copied_once(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copies on the CPU; names that share a tensor (tied weights) share its copy."""
-    copies: dict[tuple[int, Any, Any], torch.Tensor] = {}
-    found = {}
-    for name, tensor in weights.items():
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        if key not in copies:
-            copies[key] = copied(tensor)
-        found[name] = copies[key]
-    return found

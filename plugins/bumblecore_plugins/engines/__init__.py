@@ -1,10 +1,10 @@
 """Built-in engines: what owns devices, backward and step."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from bumblecore_core import EngineContext, EngineRecord, Options, hookimpl
+from bumblecore_core import ByContent, EngineContext, EngineRecord, Options, hookimpl
 from bumblecore_core.protocols import Engine
 
 
@@ -33,13 +33,19 @@ class DeepSpeedOptions(Options):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where to train; auto: the GPU where there is one, the CPU otherwise."
     )
-    offload_optimizer: Literal["none", "cpu"] = Field(
-        "none", description="Where optimizer state and float32 masters lie: with the weights, or in the CPU's memory."
+    offload_optimizer: Literal["none", "cpu", "nvme"] = Field(
+        "none",
+        description="Where optimizer state and float32 masters lie: with the weights, in the CPU's memory, or (ZeRO "
+        "stage 3) on a disk.",
     )
-    offload_parameters: Literal["none", "cpu"] = Field(
-        "none", description="Where ZeRO-3's shards of the weights lie: on the device, or in the CPU's memory."
+    offload_parameters: Literal["none", "cpu", "nvme"] = Field(
+        "none",
+        description="Where ZeRO-3's shards of the weights lie: on the device, in the CPU's memory, or on a disk.",
     )
-    config_file: str | None = Field(
+    nvme_path: str | None = Field(
+        None, description="A directory on a fast local disk for what is offloaded to nvme; emptied when the run ends."
+    )
+    config_file: Annotated[str | None, ByContent()] = Field(
         None, description="A DeepSpeed JSON file for everything else; what this configuration says must agree with it."
     )
     timeout_seconds: float = Field(
@@ -72,9 +78,9 @@ def bumble_engines():
         ),
         EngineRecord(
             name="deepspeed",
-            summary="DeepSpeed: ZeRO 0 to 3, with or without offload to the CPU's memory.",
+            summary="DeepSpeed: ZeRO 0 to 3, with or without offload to CPU or NVMe.",
             build=_deepspeed,
             options=DeepSpeedOptions,
-            reshaping=("zero_stage", "offload_optimizer", "offload_parameters", "timeout_seconds"),
+            reshaping=("zero_stage", "offload_optimizer", "offload_parameters", "nvme_path", "timeout_seconds"),
         ),
     ]

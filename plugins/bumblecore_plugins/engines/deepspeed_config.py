@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from bumblecore_core import ConfigError, EngineContext, one
 from bumblecore_plugins.engines import DeepSpeedOptions
 from bumblecore_plugins.engines.precision import NAMES
 
-AUTO = "auto"
+AUTO, NVME = "auto", "nvme"
 DEFAULT_STAGE = 2
 LARGEST_BUCKET = 500_000_000
+SWAPPED_GROUP = 100_000_000
 ELSEWHERE = {
     "optimizer": "optimizer",
     "scheduler": "scheduler",
@@ -65,8 +66,8 @@ def read_config_file(path: str | None) -> dict[str, Any]:
     for name in OFFLOADS:
         if zero.get(name) is None:
             zero.pop(name, None)
-        elif not isinstance(zero[name], dict) or zero[name].get("device", "none") not in ("none", "cpu"):
-            offload = f"in the DeepSpeed file {name} is {zero[name]!r}: this engine can offload to cpu alone"
+        elif not isinstance(zero[name], dict) or zero[name].get("device", "none") not in ("none", "cpu", NVME):
+            offload = f"in the DeepSpeed file {name} is {zero[name]!r}: its device can be cpu or nvme"
             raise _wrong(file, offload, f'Set it to {{"device": "cpu"}}, or remove {name}')
     return plain
 
@@ -80,6 +81,45 @@ def zero_stage(options: DeepSpeedOptions, given: Mapping[str, Any]) -> int:
     return DEFAULT_STAGE if found is None else int(found)
 
 
+def offload_devices(options: DeepSpeedOptions, given: Mapping[str, Any]) -> dict[str, str]:
+    """Where optimizer state and weights go (none, cpu or nvme), by the name that DeepSpeed's section has for them: what
+    the options say, else the file."""
+    zero = given.get("zero_optimization", {})
+    asked = zip(OFFLOADS, (options.offload_optimizer, options.offload_parameters), strict=True)
+    return {name: zero.get(name, {}).get("device", "none") if device == "none" else device for name, device in asked}
+
+
+def nvme_directory(options: DeepSpeedOptions, given: Mapping[str, Any]) -> Path | None:
+    """The directory for what is offloaded to nvme; None where nothing is. Raises `ConfigError` BC039, BC061."""
+    zero = given.get("zero_optimization", {})
+    users = [name for name, device in offload_devices(options, given).items() if device == NVME]
+    if not users:
+        return None
+    found = options.nvme_path
+    for path in (zero.get(name, {}).get("nvme_path") for name in users):
+        if path is not None and found is not None and path != found:
+            raise _conflict("nvme_path", path, "engine.nvme_path", found)
+        found = path if found is None else found
+    if found is None:
+        fix = "Set it to a directory on a fast local disk"
+        raise one(ConfigError, "BC039", "offload to nvme needs a place", fix, field="engine.nvme_path")
+    directory = Path(found).expanduser()
+    if not directory.is_dir():
+        problem = "the directory for offload to nvme does not exist"
+        raise one(ConfigError, "BC061", problem, "Create it", place=str(directory), field="engine.nvme_path")
+    return directory
+
+
+def sizes_of(model: Any, trained: Sequence[torch.nn.Parameter], world_size: int) -> dict[str, int | None]:
+    """What `make_config` sizes buffers from: see there. Of a model whose weights have not been cut yet."""
+    config = getattr(model, "config", None)
+    return {
+        "hidden_size": None if config is None else getattr(config.get_text_config(), "hidden_size", None),
+        "trained": sum(parameter.numel() for parameter in trained),
+        "largest": max(-(-parameter.numel() // world_size) for parameter in model.parameters()),
+    }
+
+
 def make_config(
     *,
     options: DeepSpeedOptions,
@@ -89,14 +129,19 @@ def make_config(
     world_size: int,
     hidden_size: int | None = None,
     trained: int | None = None,
+    largest: int | None = None,
+    swap_directory: Path | None = None,
 ) -> dict[str, Any]:
     """DeepSpeed's configuration. `given` (see `read_config_file`) is kept, but for what the run's configuration says:
     there both must agree.
 
     Stage 3's buckets are sized from `hidden_size` H: reduce H², prefetch 0.9·H², persistence 10·H (numbers of
     elements), so that a bucket is about one weight matrix. Stages 1 and 2 get DeepSpeed's own 5·10⁸, but no more than
-    the `trained` numbers that there are. Raises `ConfigError`: BC040 where the file's batch sizes are not micro-batch ×
-    accumulation × processes, BC039 for other values that contradict the run's.
+    the `trained` numbers that there are. What goes to nvme goes below `swap_directory`, optimizer tensors in groups of
+    10⁸ numbers, weights through buffers of the `largest` part of a weight that a rank holds.
+
+    Raises `ConfigError`: BC040 where the file's batch sizes are not micro-batch × accumulation × processes, BC039 for
+    other values that contradict the run's.
     """
     stage, half = zero_stage(options, given), dtype != torch.float32
     micro, accumulation = context.micro_batch_size, context.gradient_accumulation_steps
@@ -114,13 +159,17 @@ def make_config(
         zero["reduce_bucket_size"] = zero["allgather_bucket_size"] = min(LARGEST_BUCKET, trained)
     zero |= dict(given.get("zero_optimization", {}))
     zero["stage"] = stage
-    for name, device in zip(OFFLOADS, (options.offload_optimizer, options.offload_parameters), strict=True):
+    devices = offload_devices(options, given)
+    _check_stage(devices, stage)
+    for name, device in devices.items():
         if device != "none":
             zero[name] = {**zero.get(name, {}), "device": device}
-    if zero.get("offload_param", {}).get("device", "none") != "none" and stage < 3:
-        problem = f"weights are offloaded by ZeRO stage 3 alone, and this is stage {stage}"
-        fix = "Set engine.zero_stage to 3, or engine.offload_parameters to none"
-        raise one(ConfigError, "BC039", problem, fix, field="engine.offload_parameters, engine.zero_stage")
+        if device == NVME:
+            defaults = {"buffer_count": 5} if name == OFFLOADS[0] else {"max_in_cpu": 0}
+            if name == OFFLOADS[1] and largest:
+                defaults["buffer_size"] = largest
+            zero[name] = {**defaults, **zero[name], "nvme_path": str(swap_directory)}
+            zero.setdefault("sub_group_size", SWAPPED_GROUP)
     accumulated = "fp32" if context.float32_gradients or not half else NAMES[dtype]
     return {
         "steps_per_print": 1 << 40,  # the run's loggers speak
@@ -137,6 +186,16 @@ def make_config(
         "fp16": {"initial_scale_power": 16, **given.get("fp16", {}), "enabled": dtype == torch.float16},
         "zero_optimization": zero,
     }
+
+
+def _check_stage(devices: Mapping[str, str], stage: int) -> None:
+    for (name, device), field in zip(devices.items(), ("offload_optimizer", "offload_parameters"), strict=True):
+        if stage == 3 or device == "none" or (name == OFFLOADS[0] and device == "cpu"):
+            continue
+        what = "weights are offloaded" if name == OFFLOADS[1] else "optimizer state is offloaded to nvme"
+        problem = f"{what} by ZeRO stage 3 alone, and this is stage {stage}"
+        fix = f"Set engine.zero_stage to 3, or engine.{field} to {'cpu' if name == OFFLOADS[0] else 'none'}"
+        raise one(ConfigError, "BC039", problem, fix, field=f"engine.{field}, engine.zero_stage")
 
 
 def _wrong(file: Path, problem: str, fix: str) -> Exception:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,15 @@ import torch
 
 from bumblecore_core import Batch, ConfigError, EngineContext, ParameterGroup, StepOutput, StepResult, one
 from bumblecore_plugins.engines import DeepSpeedOptions
-from bumblecore_plugins.engines.deepspeed_config import OFFLOADS, make_config, read_config_file, zero_stage
+from bumblecore_plugins.engines.deepspeed_config import (
+    NVME,
+    OFFLOADS,
+    make_config,
+    nvme_directory,
+    read_config_file,
+    sizes_of,
+    zero_stage,
+)
 from bumblecore_plugins.engines.deepspeed_library import (
     TensorsOut,
     check_zero_section,
@@ -30,14 +38,20 @@ from bumblecore_plugins.engines.distributed import (
     join,
     read_launch,
     reported,
-    same_on_all_ranks,
     sum_over_ranks,
 )
 from bumblecore_plugins.engines.precision import NAMES, frozen, kept_in_float32, resolve_dtype
-from bumblecore_plugins.engines.schedule_state import advance, learning_rates, scale_and_clip, trained_parameters
-from bumblecore_plugins.engines.zero_layout import fragments
-from bumblecore_plugins.engines.zero_scale import loss_scaler, scaled_gradients
-from bumblecore_plugins.engines.zero_shards import gathered, spread
+from bumblecore_plugins.engines.schedule_state import (
+    advance,
+    learning_rates,
+    scale_and_clip,
+    trained_parameters,
+    whole_state,
+)
+from bumblecore_plugins.engines.zero_layout import by_owner, fragments
+from bumblecore_plugins.engines.zero_nvme import SwapDirectory, build_async_io, resident
+from bumblecore_plugins.engines.zero_scale import complete_gradients, forget_gradients, loss_scaler, scaled_gradients
+from bumblecore_plugins.engines.zero_shards import gathered, place, spread
 from bumblecore_plugins.engines.zero_state import ZeroState
 
 if TYPE_CHECKING:
@@ -56,7 +70,7 @@ class DeepSpeedEngine:
     half precision itself.
     """
 
-    background_saving = False
+    _swap: SwapDirectory | None
 
     def __init__(self, *, options: DeepSpeedOptions, context: EngineContext) -> None:
         launch = read_launch(os.environ)
@@ -70,14 +84,20 @@ class DeepSpeedEngine:
             raise one(ConfigError, "BC039", problem, fix, field="model.master_weights, engine")
         self._given = read_config_file(options.config_file)
         self._stage = zero_stage(options, self._given)
+        self._nvme, self._swap = nvme_directory(options, self._given), None
         self._zero_section = self._make_config()["zero_optimization"]
         self.holds_model = self._stage < 3 or self.rank == 0
+        self.background_saving = self._nvme is None  # a copy in memory of what does not fit there
         self.sharded = SHARDED[: self._stage + (self._stage > 0)]
         os.environ.setdefault("DS_ACCELERATOR", self.device.type)
         if self._given:
             check_zero_section(self._zero_section)
         join(launch, self.device, options.timeout_seconds, alone=True)
         self._leave_environment = enter_environment(launch)
+        if self._nvme is not None:
+            load_deepspeed()
+            build_async_io(launch, self.barrier)
+            self._swap = SwapDirectory(self._nvme)
 
     def features(self) -> Sequence[tuple[str, str]]:
         words = {0: "nothing", 1: "optimizer state", 2: "optimizer state and gradients", 3: "weights too"}
@@ -91,7 +111,7 @@ class DeepSpeedEngine:
             lines += [("master weights", "float32"), ("gradients", "float32" if self._wide else NAMES[self.dtype])]
         for name, what in zip(OFFLOADS, ("optimizer state", "weights"), strict=True):
             if (device := self._zero_section.get(name, {}).get("device", "none")) != "none":
-                lines.append((f"offload of {what}", f"to the memory of the {device}"))
+                lines.append((f"offload of {what}", f"to {self._nvme if device == NVME else 'the memory of the cpu'}"))
         return lines
 
     def prepare(
@@ -108,9 +128,10 @@ class DeepSpeedEngine:
             problem = f"{type(model).__name__} keeps some weights in float32, which this engine does not"
             raise one(ConfigError, "BC039", problem, "Choose the engine torch, or model.dtype fp32", field="engine")
         self._module, self._model, self._trained = TensorsOut(module), model, trained
-        config = self._make_config(_hidden_size(model), sum(parameter.numel() for parameter in trained))
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        config = self._make_config(model, trained)
         deepspeed = load_deepspeed()
-        masters = self._place(config)
+        masters = place(self._module, names, config=config, **self._place())
         self._optimizer = make_optimizer(groups)
         self._check_optimizer()
         with silent(), untouched(self._optimizer), same_buffers(model):  # it prints what memory is in use
@@ -125,17 +146,19 @@ class DeepSpeedEngine:
             parameter.grad_dtype = torch.float32
         # float32 gradients are looked at for infinities too, as those of half precision are
         self._zero.check_grad_overflow = True
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
         parts = fragments(self._zero, names, stage=self._stage, rank=self.rank)
-        for part in parts:
-            if (values := masters.get(part.name)) is not None:
-                begin = 0 if self._stage == 3 else part.start
-                part.values.copy_(values[begin : begin + part.length])
+        for owner, inside in by_owner(parts) if masters else ():
+            with resident(self._zero, owner, write=True):
+                for part in inside:
+                    if (values := masters.get(part.name)) is not None:
+                        begin = 0 if self._stage == 3 else part.start
+                        part.values.copy_(values[begin : begin + part.length])
         self._scheduler = make_scheduler(self._optimizer)
         self._state = ZeroState(
             fragments=parts,
             names=[names[id(parameter)] for parameter in trained],
             stage=self._stage,
+            zero=self._zero,
             optimizer=self._optimizer,
             scheduler=self._scheduler,
             loss_scaler=loss_scaler(self._zero) if self.dtype == torch.float16 else None,
@@ -150,9 +173,9 @@ class DeepSpeedEngine:
         if self._stage < 3:
             return torch.no_grad()(frozen(module, self.dtype, self.device))
         wrapped = TensorsOut(module.requires_grad_(False))
-        config = self._make_config(_hidden_size(wrapped.model))
+        config = self._make_config(wrapped.model, part="reference")
         load_deepspeed()
-        self._spread(wrapped, config)
+        spread(wrapped, config=config, **self._place())
         return frozen_shards(wrapped, config)
 
     def forward_backward(self, *, batch: Batch, scale: float, last: bool) -> StepOutput:
@@ -175,8 +198,10 @@ class DeepSpeedEngine:
                 return self._plain_step(gradient_scale)
             # of fp16's scaled gradients stage 0 gives the norm as they are
             scale = loss_scaler(self._zero).cur_scale if self._stage == 0 and self.dtype == torch.float16 else 1.0
+            complete_gradients(self._zero)
             with scaled_gradients(self._zero, self._trained, gradient_scale):
                 self._engine.step()
+            forget_gradients(self._zero)
         norm = self._engine.get_global_grad_norm()
         skipped = bool(self._zero.overflow)
         return StepResult(grad_norm=math.inf if skipped or norm is None else float(norm) / scale, skipped=skipped)
@@ -203,19 +228,20 @@ class DeepSpeedEngine:
     def barrier(self) -> None:
         barrier(self.device, self.world_size)
 
-    def model_state(self, *, wanted: Callable[[str], bool] | None = None) -> dict[str, torch.Tensor]:
-        """Of stage 3 copies in rank 0's memory, gathered one by one; else the weights as they are."""
+    def model_state(
+        self, *, wanted: Callable[[str], bool] | None = None, copy: bool = False
+    ) -> dict[str, torch.Tensor]:
+        """Of stage 3 always copies in rank 0's memory, gathered one by one."""
         if self._stage == 3:
             with reported("gathering the weights", whole=False):
                 # a forward without a backward pass leaves weights on their way, fetched for what did not come
                 self._engine.empty_partition_cache()
                 return gathered(self._model, rank=self.rank, wanted=wanted)
-        weights = self._model.state_dict() if self.rank == 0 else {}
-        return {name: tensor.detach() for name, tensor in weights.items() if wanted is None or wanted(name)}
+        return whole_state(self._model, wanted=wanted, copy=copy) if self.rank == 0 else {}
 
     def training_state(self, *, copy: bool) -> Callable[[Path], None]:
         """Each rank writes its shard; of stage 0, where all hold the same, rank 0 alone."""
-        return self._state.writer() if self._stage > 0 or self.rank == 0 else lambda directory: None
+        return self._state.writer(copy=copy) if self._stage > 0 or self.rank == 0 else lambda directory: None
 
     def load_training_state(self, *, directory: Path) -> None:
         self._state.load(directory)
@@ -224,6 +250,8 @@ class DeepSpeedEngine:
         """The process group stays for the process's next run: DeepSpeed keeps groups of its own made from it."""
         if (engine := self.__dict__.pop("_engine", None)) is not None:
             engine.destroy()
+        if self._swap is not None:
+            self._swap.remove()
         self._leave_environment()
 
     def _output(self) -> StepOutput:
@@ -235,37 +263,22 @@ class DeepSpeedEngine:
     def _wide(self) -> bool:
         return self._context.float32_gradients or self.dtype == torch.float32
 
-    def _make_config(self, hidden_size: int | None = None, trained: int | None = None) -> dict[str, Any]:
+    def _make_config(
+        self, model: Any = None, trained: Sequence[torch.nn.Parameter] = (), part: str = "model"
+    ) -> dict[str, Any]:
+        """`part`: what to keep its swap files apart from others' by."""
         return make_config(
             options=self._options,
             given=self._given,
             context=self._context,
             dtype=self.dtype,
             world_size=self.world_size,
-            hidden_size=hidden_size,
-            trained=trained,
+            **({} if model is None else sizes_of(model, trained, self.world_size)),
+            swap_directory=None if self._swap is None or model is None else self._swap.part(part),
         )
 
-    def _place(self, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """Puts the weights on the device in the compute dtype; the float32 values that this rounded, by name."""
-        names = {id(parameter): name for name, parameter in self._model.named_parameters()}
-        if self._stage == 3:
-            found = self._spread(self._module, config)
-            return {names[key]: values for key, values in found.items()}
-        self._module.to(self.device)
-        same_on_all_ranks(self._module)
-        masters = {}
-        for parameter in self._module.parameters():
-            if parameter.is_floating_point() and parameter.dtype != self.dtype:
-                if parameter.requires_grad:
-                    masters[names[id(parameter)]] = parameter.data.float().flatten()
-                parameter.data = parameter.data.to(self.dtype)
-        return masters
-
-    def _spread(self, module: torch.nn.Module, config: Mapping[str, Any]) -> dict[int, torch.Tensor]:
-        return spread(
-            module, config=config, dtype=self.dtype, device=self.device, rank=self.rank, world_size=self.world_size
-        )
+    def _place(self) -> dict[str, Any]:
+        return {"dtype": self.dtype, "device": self.device, "rank": self.rank, "world_size": self.world_size}
 
     def _check_optimizer(self) -> None:
         if self._stage > 0 and isinstance(self._optimizer, torch.optim.Adafactor):
@@ -283,8 +296,3 @@ class DeepSpeedEngine:
                 parameter.grad = None
         self._engine.step()
         return StepResult(grad_norm=norm, skipped=skipped)
-
-
-def _hidden_size(model: Any) -> int | None:
-    config = getattr(model, "config", None)
-    return None if config is None else getattr(config.get_text_config(), "hidden_size", None)

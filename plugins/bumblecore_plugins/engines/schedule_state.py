@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from bumblecore_core import ModelError, ParameterGroup, RunError, one
+from bumblecore_core.toolkit.state_files import copied_once
 
 if TYPE_CHECKING:
     from bumblecore_core.protocols import Scheduler
@@ -53,6 +54,12 @@ def scale_and_clip(gradients: Sequence[torch.Tensor], factor: float, limit: floa
         if factor != 1.0 and gradients:
             torch._foreach_mul_(gradients, factor)
     return norm
+
+
+def whole_state(model: torch.nn.Module, *, wanted: Callable[[str], bool] | None, copy: bool) -> dict[str, torch.Tensor]:
+    """The weights and saved buffers of a model that lies whole in this process; see `Engine.model_state`."""
+    state = {name: one.detach() for name, one in model.state_dict().items() if wanted is None or wanted(name)}
+    return copied_once(state) if copy else state
 
 
 def settings_of(optimizer: torch.optim.Optimizer, scheduler: Scheduler) -> dict[str, Any]:

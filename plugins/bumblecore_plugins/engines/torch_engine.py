@@ -24,7 +24,13 @@ from bumblecore_plugins.engines.distributed import (
 )
 from bumblecore_plugins.engines.gradient_sync import GradientSync
 from bumblecore_plugins.engines.precision import NAMES, LossScale, cast, frozen, resolve_dtype
-from bumblecore_plugins.engines.schedule_state import advance, learning_rates, scale_and_clip, trained_parameters
+from bumblecore_plugins.engines.schedule_state import (
+    advance,
+    learning_rates,
+    scale_and_clip,
+    trained_parameters,
+    whole_state,
+)
 from bumblecore_plugins.engines.torch_state import TorchState
 
 if TYPE_CHECKING:
@@ -186,12 +192,11 @@ class TorchEngine:
     def barrier(self) -> None:
         barrier(self.device, self.world_size)
 
-    def model_state(self, *, wanted: Callable[[str], bool] | None = None) -> dict[str, torch.Tensor]:
-        """The weights as they are, not copies: write them before the next step."""
-        if self.rank != 0:
-            return {}
-        weights = self._module.model.state_dict()
-        return {name: tensor.detach() for name, tensor in weights.items() if wanted is None or wanted(name)}
+    def model_state(
+        self, *, wanted: Callable[[str], bool] | None = None, copy: bool = False
+    ) -> dict[str, torch.Tensor]:
+        """Without `copy` the weights as they are: write them before the next step."""
+        return whole_state(self._module.model, wanted=wanted, copy=copy) if self.rank == 0 else {}
 
     def training_state(self, *, copy: bool) -> Callable[[Path], None]:
         """Ranks hold the same state: rank 0 writes it for all."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,14 @@ class Fragment:
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         """(length,) view of this fragment in a tensor that has the owner's layout, such as a moment of Adam's."""
         return tensor.detach().reshape(-1)[self.offset : self.offset + self.length]
+
+
+def by_owner(found: Sequence[Fragment]) -> list[tuple[torch.Tensor, list[Fragment]]]:
+    """Each tensor that the optimizer steps, with what lies in it."""
+    owners: dict[int, tuple[torch.Tensor, list[Fragment]]] = {}
+    for one in found:
+        owners.setdefault(id(one.owner), (one.owner, []))[1].append(one)
+    return list(owners.values())
 
 
 def fragments(optimizer: Any, names: Mapping[int, str], *, stage: int, rank: int) -> list[Fragment]:

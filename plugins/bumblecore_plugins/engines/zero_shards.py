@@ -1,4 +1,5 @@
-"""ZeRO-3's weights: spread over the ranks one module at a time, and brought together again one weight at a time."""
+"""Weights on their devices: of ZeRO-3 spread over the ranks one module at a time, and brought together again one weight
+at a time."""
 
 from __future__ import annotations
 
@@ -7,6 +8,34 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from bumblecore_plugins.engines.distributed import same_on_all_ranks
+
+
+def place(
+    module: torch.nn.Module,
+    names: Mapping[int, str],
+    *,
+    config: Mapping[str, Any],
+    dtype: torch.dtype,
+    device: torch.device,
+    rank: int,
+    world_size: int,
+) -> dict[str, torch.Tensor]:
+    """Puts the weights on the device in the compute dtype, of ZeRO-3 each rank's part. Returns the float32 values that
+    this rounded, flat, by the `names` of the weights' ids: whole ones, of ZeRO-3 this rank's part. A collective."""
+    if config["zero_optimization"]["stage"] == 3:
+        found = spread(module, config=config, dtype=dtype, device=device, rank=rank, world_size=world_size)
+        return {names[key]: values for key, values in found.items()}
+    module.to(device)
+    same_on_all_ranks(module)
+    masters = {}
+    for parameter in module.parameters():
+        if parameter.is_floating_point() and parameter.dtype != dtype:
+            if parameter.requires_grad:
+                masters[names[id(parameter)]] = parameter.data.float().flatten()
+            parameter.data = parameter.data.to(dtype)
+    return masters
 
 
 def spread(
@@ -27,6 +56,7 @@ def spread(
     import deepspeed
 
     masters: dict[int, torch.Tensor] = {}
+    swapper = None  # of weights that go to disk: one for all of them
     for part in reversed(list(module.modules())):  # children first: what has been spread already is left alone
         own = [one for one in part.parameters(recurse=False) if not hasattr(one, "ds_id")]
         if not own:
@@ -38,7 +68,14 @@ def spread(
                 size = -(-whole.numel() // world_size)
                 masters[id(parameter)] = whole.flatten()[rank * size : (rank + 1) * size].float().clone()
             parameter.data = whole.to(dtype) if whole.is_floating_point() else whole
-        deepspeed.zero.Init(module=part, config_dict_or_path=dict(config), dtype=dtype, mem_efficient_linear=False)
+        made = deepspeed.zero.Init(
+            module=part,
+            config_dict_or_path=dict(config),
+            dtype=dtype,
+            mem_efficient_linear=False,
+            param_swapper=swapper,
+        )
+        swapper = made.param_swapper
     for buffer in module.buffers():
         dist.broadcast(buffer.data, src=0)
     return masters
@@ -68,7 +105,7 @@ def gathered(
         return {}
     for name, tensor in model.state_dict().items():
         if name not in parameters and (wanted is None or wanted(name)):
-            found[name] = tensor.detach()
+            found[name] = tensor.detach().to("cpu", copy=True)
     return found
 
 

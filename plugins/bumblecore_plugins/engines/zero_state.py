@@ -16,21 +16,23 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from bumblecore_core import RunError, one
-from bumblecore_core.toolkit.state_files import read_state, write_state
+from bumblecore_core.toolkit.state_files import copied, read_state, write_state
 from bumblecore_plugins.engines.schedule_state import check_owner, load_schedule, merged_groups, settings_of
-from bumblecore_plugins.engines.zero_layout import Fragment
+from bumblecore_plugins.engines.zero_layout import Fragment, by_owner
+from bumblecore_plugins.engines.zero_nvme import resident, swapped
 
 if TYPE_CHECKING:
     from bumblecore_core.protocols import Scheduler
 
-NAME, TENSORS, MASTER = "zero", "zero-shards.safetensors", "master"
+NAME, TENSORS, MASTER = "zero", "zero-shards", "master"
 
 
 class ZeroState:
     """Optimizer, schedule, float32 masters and loss scale of one rank.
 
     Made right after optimizer and schedule, whose settings of then (`initial`) tell later what the configuration has
-    changed. `loss_scaler`: the object whose numbers are DeepSpeed's dynamic loss scale, None without one.
+    changed. `zero`: what `deepspeed.initialize` gave as the optimizer. `loss_scaler`: the object whose numbers are
+    DeepSpeed's dynamic loss scale, None without one.
     """
 
     def __init__(
@@ -39,45 +41,61 @@ class ZeroState:
         fragments: Sequence[Fragment],
         names: Sequence[str],
         stage: int,
+        zero: Any,
         optimizer: torch.optim.Optimizer,
         scheduler: Scheduler,
         loss_scaler: Any,
     ) -> None:
-        self._fragments, self._names, self._stage = fragments, sorted(names), stage
+        self._owners, self._names, self._stage, self._zero = by_owner(fragments), sorted(names), stage, zero
         self._optimizer, self._scheduler, self._loss_scaler = optimizer, scheduler, loss_scaler
         self._initial = settings_of(optimizer, scheduler)
 
-    def writer(self) -> Callable[[Path], None]:
-        """A function that writes this rank's state, as it is when the function is called, into a directory."""
+    def writer(self, *, copy: bool) -> Callable[[Path], None]:
+        """A function that writes this rank's state into a directory; with `copy`, the state as it is now."""
+        tensors: dict[str, torch.Tensor] = {}
+        on_disk: list[tuple[int, torch.Tensor]] = []
+        plain: list[dict[str, Any]] = []
+        for at, (owner, _) in enumerate(self._owners):
+            plain.append({})
+            if swapped(self._zero, owner):
+                on_disk.append((at, owner))
+            else:
+                tensors |= self._flat(at, owner, plain[at])
+        tree = {
+            "stage": self._stage,
+            "names": self._names,
+            "fragments": [
+                [one.name, one.start, one.length, at, one.offset]
+                for at, (_, parts) in enumerate(self._owners)
+                for one in parts
+            ],
+            "plain": plain,
+            **settings_of(self._optimizer, self._scheduler),
+            "initial": self._initial,
+            "loss_scale": _numbers(self._loss_scaler),
+        }
+        if copy:
+            tensors, tree = copied(tensors), copied(tree)
 
         def write(directory: Path) -> None:
-            owners = _owners(self._fragments)
-            tensors: dict[str, torch.Tensor] = {}
-            plain: list[dict[str, Any]] = []
-            for at, owner in enumerate(owners):
-                tensors[f"{at}.{MASTER}"] = owner.detach().reshape(-1).contiguous()
-                plain.append({})
-                for key, value in self._optimizer.state.get(owner, {}).items():
-                    if isinstance(value, torch.Tensor) and value.dim() and value.numel() == owner.numel():
-                        tensors[f"{at}.{key}"] = value.detach().reshape(-1).contiguous()
-                    else:
-                        plain[at][key] = value
-            places = {id(owner): at for at, owner in enumerate(owners)}
-            tree = {
-                "stage": self._stage,
-                "names": self._names,
-                "fragments": [
-                    [one.name, one.start, one.length, places[id(one.owner)], one.offset] for one in self._fragments
-                ],
-                "plain": plain,
-                **settings_of(self._optimizer, self._scheduler),
-                "initial": self._initial,
-                "loss_scale": _numbers(self._loss_scaler),
-            }
+            save_file(tensors, directory / f"{TENSORS}.safetensors")
+            for at, owner in on_disk:  # a file for each: no more than one of them has to lie in memory
+                with resident(self._zero, owner, write=False):
+                    save_file(self._flat(at, owner, plain[at]), directory / f"{TENSORS}-{at}.safetensors")
             write_state(directory, NAME, tree)
-            save_file(tensors, directory / TENSORS)
 
         return write
+
+    def _flat(self, at: int, owner: torch.Tensor, plain: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """The values of one tensor that the optimizer steps, and those of its state; what is not one number per weight
+        is put into `plain`."""
+        found = {f"{at}.{MASTER}": owner.detach().reshape(-1).contiguous()}
+        for key, value in self._optimizer.state.get(owner, {}).items():
+            if isinstance(value, torch.Tensor) and value.dim() and value.numel() == owner.numel():
+                found[f"{at}.{key}"] = value.detach().reshape(-1).contiguous()
+            else:
+                plain[key] = value
+        return found
 
     @torch.no_grad()
     def load(self, directory: Path) -> None:
@@ -90,8 +108,10 @@ class ZeroState:
         shards = [_Shard(path) for path in sorted(directory.glob("rank-*")) if (path / f"{NAME}.json").is_file()]
         first = shards[0].tree if shards else None
         check_owner(first, self._names, "deepspeed", directory)
-        for fragment in self._fragments:
-            self._load_fragment(fragment, shards, first["stage"], directory)
+        for owner, parts in self._owners:
+            with resident(self._zero, owner, write=True):
+                for fragment in parts:
+                    self._load_fragment(fragment, shards, first["stage"], directory)
         for group, settings in zip(self._optimizer.param_groups, merged_groups(first, self._initial), strict=True):
             group.update(settings)
         load_schedule(self._scheduler, self._optimizer, first, self._initial)
@@ -131,22 +151,23 @@ class _Shard:
 
     def __init__(self, directory: Path) -> None:
         self.tree = read_state(directory, NAME)
-        self._file = safe_open(directory / TENSORS, framework="pt")
-        self._names = list(self._file.keys())
+        opened = [safe_open(file, framework="pt") for file in sorted(directory.glob(f"{TENSORS}*.safetensors"))]
+        self._files = {name: file for file in opened for name in file.keys()}  # noqa: SIM118
         self.parts: dict[str, list[tuple[int, int, int, int]]] = {}
         for name, start, length, owner, offset in self.tree["fragments"]:
             self.parts.setdefault(name, []).append((start, length, owner, offset))
 
     def keys(self, owner: int) -> list[str]:
-        return [name.partition(".")[2] for name in self._names if name.startswith(f"{owner}.")]
+        return [name.partition(".")[2] for name in self._files if name.startswith(f"{owner}.")]
 
     def read(self, name: str, begin: int, end: int) -> torch.Tensor:
-        values: torch.Tensor = self._file.get_slice(name)[begin:end]
+        values: torch.Tensor = self._files[name].get_slice(name)[begin:end]
         return values
 
     def alike(self, fragment: Fragment, owner: int, offset: int) -> bool:
         """Whether the fragment's owner is the saved one, whole."""
-        size = self._file.get_slice(f"{owner}.{MASTER}").get_shape()[0]
+        name = f"{owner}.{MASTER}"
+        size = self._files[name].get_slice(name).get_shape()[0]
         return offset == fragment.offset and bool(size == fragment.owner.numel())
 
 
@@ -159,10 +180,6 @@ def _overlapping(shards: Sequence[_Shard], fragment: Fragment) -> Iterator[tuple
         if start + length > end and start < fragment.start + fragment.length:
             yield shard, part
             end = start + length
-
-
-def _owners(fragments: Sequence[Fragment]) -> list[torch.Tensor]:
-    return list({id(one.owner): one.owner for one in fragments}.values())
 
 
 def _numbers(scaler: Any) -> dict[str, Any]:

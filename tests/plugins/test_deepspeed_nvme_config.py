@@ -1,0 +1,42 @@
+"""Where offload to NVMe goes, and what is refused."""
+
+import pytest
+from test_deepspeed_config import made, refused
+
+from bumblecore_core import ConfigError
+from bumblecore_plugins.engines import DeepSpeedOptions
+from bumblecore_plugins.engines.deepspeed_config import nvme_directory
+
+
+def on_disk(**changes):
+    return DeepSpeedOptions(**{"zero_stage": 3, "offload_optimizer": "nvme", "offload_parameters": "nvme", **changes})
+
+
+def test_the_directory_for_nvme_is_that_of_the_option_or_the_files(tmp_path):
+    file = {"zero_optimization": {"offload_param": {"device": "nvme", "nvme_path": str(tmp_path)}}}
+    assert nvme_directory(on_disk(nvme_path=str(tmp_path)), {}) == tmp_path
+    assert nvme_directory(on_disk(), file) == tmp_path
+    assert nvme_directory(DeepSpeedOptions(), file) == tmp_path
+    assert nvme_directory(on_disk(nvme_path=str(tmp_path)), file) == tmp_path
+    assert nvme_directory(DeepSpeedOptions(nvme_path=str(tmp_path)), {}) is None
+    assert "nvme_path" in refused("BC039", lambda: nvme_directory(on_disk(nvme_path="elsewhere"), file))
+    refused("BC039", lambda: nvme_directory(on_disk(), {}), "engine.nvme_path")
+    refused("BC061", lambda: nvme_directory(on_disk(nvme_path=str(tmp_path / "no")), {}), "engine.nvme_path")
+
+
+def test_what_goes_to_nvme_goes_to_the_ranks_own_directory_in_groups(tmp_path):
+    options = {"offload_optimizer": "nvme", "offload_parameters": "nvme", "zero_stage": 3}
+    zero = made({}, largest=1000, swap_directory=tmp_path, **options)["zero_optimization"]
+    assert zero["sub_group_size"] == 10**8
+    assert zero["offload_optimizer"] == {"device": "nvme", "nvme_path": str(tmp_path), "buffer_count": 5}
+    weights = {"device": "nvme", "nvme_path": str(tmp_path), "max_in_cpu": 0, "buffer_size": 1000}
+    assert zero["offload_param"] == weights
+    given = {"zero_optimization": {"sub_group_size": 7, "offload_param": {"max_in_cpu": 9, "buffer_size": 8}}}
+    zero = made(given, largest=1000, swap_directory=tmp_path, **options)["zero_optimization"]
+    assert zero["sub_group_size"] == 7
+    assert zero["offload_param"] == {**weights, "max_in_cpu": 9, "buffer_size": 8}
+
+
+def test_offload_of_the_optimizer_to_nvme_below_stage_3_is_refused():
+    with pytest.raises(ConfigError, match=r"this is stage 2.*to cpu"):
+        made({}, zero_stage=2, offload_optimizer="nvme")
