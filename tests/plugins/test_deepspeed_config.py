@@ -264,22 +264,12 @@ def test_offload_of_the_options_joins_what_the_file_says_about_it():
     assert "offload_param" not in plain
 
 
-def test_offload_to_the_cpu_can_be_said_in_the_file_alone():
-    given = {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}
-    assert made(given)["zero_optimization"]["offload_param"] == {"device": "cpu"}
-
-
 @pytest.mark.parametrize("section", ["offload_optimizer", "offload_param"])
 def test_offload_to_another_device_is_refused(file, section):
     given = {"zero_optimization": {"stage": 3, section: {"device": "tape"}}}
     text = refused("BC039", lambda: read_config_file(file(given)))
     assert section in text
     assert "cpu or nvme" in text
-
-
-def test_offload_of_weights_below_stage_3_is_refused():
-    with pytest.raises(ConfigError, match="this is stage 2"):
-        made({}, zero_stage=2, offload_parameters="cpu")
 
 
 def test_an_offload_of_null_is_none(file):

@@ -40,3 +40,13 @@ def test_what_goes_to_nvme_goes_to_the_ranks_own_directory_in_groups(tmp_path):
 def test_offload_of_the_optimizer_to_nvme_below_stage_3_is_refused():
     with pytest.raises(ConfigError, match=r"this is stage 2.*to cpu"):
         made({}, zero_stage=2, offload_optimizer="nvme")
+
+
+def test_offload_of_weights_below_stage_3_is_refused():
+    with pytest.raises(ConfigError, match="this is stage 2"):
+        made({}, zero_stage=2, offload_parameters="cpu")
+
+
+def test_offload_to_the_cpu_can_be_said_in_the_file_alone():
+    given = {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}
+    assert made(given)["zero_optimization"]["offload_param"] == {"device": "cpu"}
