@@ -131,7 +131,7 @@ class DeepSpeedEngine:
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         config = self._make_config(model, trained)
         deepspeed = load_deepspeed()
-        masters = place(self._module, names, config=config, **self._place())
+        masters = place(self._module, names, config=config, **self._where())
         self._optimizer = make_optimizer(groups)
         self._check_optimizer()
         with silent(), untouched(self._optimizer), same_buffers(model):  # it prints what memory is in use
@@ -175,7 +175,7 @@ class DeepSpeedEngine:
         wrapped = TensorsOut(module.requires_grad_(False))
         config = self._make_config(wrapped.model, part="reference")
         load_deepspeed()
-        spread(wrapped, config=config, **self._place())
+        spread(wrapped, config=config, **self._where())
         return frozen_shards(wrapped, config)
 
     def forward_backward(self, *, batch: Batch, scale: float, last: bool) -> StepOutput:
@@ -277,7 +277,7 @@ class DeepSpeedEngine:
             swap_directory=None if self._swap is None or model is None else self._swap.part(part),
         )
 
-    def _place(self) -> dict[str, Any]:
+    def _where(self) -> dict[str, Any]:
         return {"dtype": self.dtype, "device": self.device, "rank": self.rank, "world_size": self.world_size}
 
     def _check_optimizer(self) -> None:

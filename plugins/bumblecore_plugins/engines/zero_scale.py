@@ -72,7 +72,7 @@ def complete_gradients(optimizer: Any) -> None:
     handed_on, used = optimizer.norm_for_param_grads, optimizer._offload_boundary_param_ids
     if any(one.ds_id in used and optimizer.get_param_id(one) not in handed_on for one in weights):
         optimizer._finalize_offload_gradient_accumulation()
-    for weight in weights:
+    for weight in weights if optimizer.swap_optimizer else ():
         group, offset, _ = optimizer.grad_position[optimizer.get_param_id(weight)]
         owner = optimizer.fp32_partitioned_groups_flat[group]
         if weight.ds_id not in used and swapped(optimizer, owner):
