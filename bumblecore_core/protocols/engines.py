@@ -37,8 +37,8 @@ class Engine(Protocol):
     from the context's. `background_saving`: whether `training_state` can copy, so that files are written while training
     goes on.
 
-    An engine may have `sharded`: which of `AdamW moments`, `float32 masters`, `gradients` and `weights` it spreads over
-    the ranks, for the estimate of memory.
+    For the estimate of memory an engine may have `sharded`: which of `AdamW moments`, `float32 masters`, `gradients`
+    and `weights` it spreads over the ranks; and `elsewhere`: by those that lie outside the device's memory, where.
     """
 
     background_saving: bool

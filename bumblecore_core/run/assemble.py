@@ -27,8 +27,10 @@ from bumblecore_core.run.data.of_run import Shards, plan_of
 from bumblecore_core.run.data.plan import BatchPlan, MicroBatch
 from bumblecore_core.run.data.prepare import split_eval
 from bumblecore_core.run.groups import parameter_groups
+from bumblecore_core.run.memory import Placement, placement_of
 from bumblecore_core.run.model import build_model, check_positions, check_vocabulary, load_config
 from bumblecore_core.run.module import TrainModule
+from bumblecore_core.run.named_files import require_named_files
 from bumblecore_core.run.profiling import PluginTimes, timed
 from bumblecore_core.run.stage_factory import StageFactory
 from bumblecore_core.run.weights import stored_dtype
@@ -62,14 +64,14 @@ class Prepared:
 @dataclass(frozen=True, kw_only=True)
 class Assembled:
     """A run that is ready to train. `features`: (feature, what was decided) pairs; `warnings`: what to show beside;
-    `sharded`: what the engine spreads over the ranks."""
+    `placement`: where the engine puts what training keeps."""
 
     model: Any
     adapter: Adapter | None
     module: TrainModule
+    placement: Placement
     features: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...] = ()
-    sharded: tuple[str, ...] = ()
 
 
 def build(selected: Selected[Any], **given: Any) -> Any:
@@ -106,6 +108,7 @@ def prepare(
     config.json."""
     config = resolved.config
     require_trained_base(resolved)
+    require_named_files(resolved)
     model_dir = resolve_model_dir(config.model.path)
     model_config = load_config(model_dir, trust_remote_code=config.model.trust_remote_code)
     factory = StageFactory(
@@ -214,7 +217,7 @@ def assemble(
         module=module,
         features=features,
         warnings=warnings,
-        sharded=tuple(getattr(engine, "sharded", ())),
+        placement=placement_of(engine),
     )
 
 

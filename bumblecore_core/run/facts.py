@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bumblecore_core.config.schema import RunConfig
 from bumblecore_core.run.data.plan import BatchPlan
-from bumblecore_core.run.memory import MemoryInputs, estimate, readable
+from bumblecore_core.run.memory import MemoryInputs, Placement, estimate, readable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,10 +75,10 @@ def memory_facts(
     trainable: int,
     weight_bytes: int,
     plan: BatchPlan,
-    sharded: Sequence[str] = (),
+    placement: Placement,
 ) -> Facts:
-    """Estimated memory of a rank by purpose for the largest micro-batch; `head` holds for the fused loss. `sharded`:
-    the purposes that an engine spreads over the ranks."""
+    """Estimated memory of a rank by purpose for the largest micro-batch; `head` holds for the fused loss. What lies
+    elsewhere is shown, and not counted."""
     tokens, supervised = _largest_micro_batch(plan)
     parts: Mapping[str, int] = estimate(
         MemoryInputs(
@@ -94,10 +94,13 @@ def memory_facts(
         )
     )
     ranks = plan.options.world_size
-    parts = {name: -(-size // ranks) if name in sharded else size for name, size in parts.items()}
+    parts = {name: -(-size // ranks) if name in placement.sharded else size for name, size in parts.items()}
+    elsewhere = placement.elsewhere
+    here = sum(size for name, size in parts.items() if name not in elsewhere)
     of_rank = " a rank" if ranks > 1 else ""
-    total = ("estimated memory", f"{readable(sum(parts.values()))}{of_rank} for a micro-batch of {tokens:,} tokens:")
-    return [total, *((f"  {name}", readable(size)) for name, size in parts.items() if size)]
+    total = ("estimated memory", f"{readable(here)}{of_rank} for a micro-batch of {tokens:,} tokens:")
+    places = {name: f" ({elsewhere[name]}, not counted)" if name in elsewhere else "" for name in parts}
+    return [total, *((f"  {name}", readable(size) + places[name]) for name, size in parts.items() if size)]
 
 
 def space_facts(config: RunConfig, weight_bytes: int, state_bytes: int) -> Facts:

@@ -53,7 +53,7 @@ def run_info(
             *([("reference", reference)] if reference else []),
             *parameter_facts(total, trainable),
             *memory_facts(
-                config, assembled.model.config, total, trainable, weight_bytes, prepared.plan, assembled.sharded
+                config, assembled.model.config, total, trainable, weight_bytes, prepared.plan, assembled.placement
             ),
             ("peak for MFU", speed.words),
             *space_facts(config, total * weight_bytes, trainable * (12 if weight_bytes == 2 else 8)),

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from bumblecore_core.config.resolved import ResolvedRun, Selected
 from bumblecore_core.errors import Problem
-from bumblecore_core.records import ByContent
 from bumblecore_core.registry import Registry, singular
 from bumblecore_core.run.data.fingerprint import installed_version
+from bumblecore_core.run.named_files import chosen_plugins, content_hashes
 from bumblecore_core.toolkit.adapters import adapter_chain
 
 if TYPE_CHECKING:
@@ -84,14 +84,12 @@ def make_lock(
 ) -> dict[str, Any]:
     """Plugins in use with distribution, version and hashes of their options and of files that these name; library
     versions; fingerprints of data, tokenizer and model; the resolved config."""
-    chosen: list[Selected[Any]] = [resolved.stage, resolved.loss, resolved.optimizer, resolved.scheduler]
-    chosen += [resolved.engine, *resolved.loggers, *([resolved.adapter] if resolved.adapter else [])]
     from_config = resolved.stage.record.model_from == "config"
     return {
         "format": FORMAT,
         "config": resolved.to_dict(),
         "world_size": world_size,
-        "plugins": [_plugin(one, registry) for one in chosen],
+        "plugins": [_plugin(one, registry) for one in chosen_plugins(resolved)],
         "libraries": {"python": platform.python_version(), **{name: installed_version(name) for name in LIBRARIES}},
         "data": _data(store),
         "evaluation_data": _data(eval_store) if eval_store is not None else None,
@@ -180,11 +178,7 @@ def _plugin(chosen: Selected[Any], registry: Registry) -> dict[str, Any]:
         "distribution": plugin.distribution,
         "version": plugin.version,
         "options_sha256": hashlib.sha256(options.encode()).hexdigest(),
-        "files": {
-            name: hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
-            for name, field in type(chosen.options).model_fields.items()
-            if any(isinstance(mark, ByContent) for mark in field.metadata) and (path := getattr(chosen.options, name))
-        },
+        "files": content_hashes(chosen),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,20 @@ class MemoryInputs:
     tokens: int
     supervised: int
     config: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Of `estimate`'s purposes: those that an engine spreads over the ranks, and by purpose the place of those that do
+    not lie in the device's memory."""
+
+    sharded: tuple[str, ...] = ()
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+
+
+def placement_of(engine: Any) -> Placement:
+    """What the engine says of itself."""
+    return Placement(sharded=tuple(getattr(engine, "sharded", ())), elsewhere=dict(getattr(engine, "elsewhere", {})))
 
 
 def estimate(inputs: MemoryInputs) -> Mapping[str, int]:

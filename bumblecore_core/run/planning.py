@@ -14,6 +14,7 @@ from bumblecore_core.run.assemble import Prepared, attention_records, build, bui
 from bumblecore_core.run.attention import select_attention
 from bumblecore_core.run.facts import memory_facts, parameter_facts
 from bumblecore_core.run.info import prepared_facts
+from bumblecore_core.run.memory import placement_of
 from bumblecore_core.run.model import meta_model, parameter_counts
 from bumblecore_core.toolkit.adapters import quietly
 from bumblecore_core.values import RunInfo
@@ -49,7 +50,7 @@ def plan_run(resolved: ResolvedRun, registry: Registry, switches: PluginSwitches
                     counts.trainable,
                     weight_bytes,
                     prepared.plan,
-                    getattr(engine, "sharded", ()),
+                    placement_of(engine),
                 ),
             ],
             features=[

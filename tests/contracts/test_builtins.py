@@ -183,6 +183,7 @@ def test_engines_have_the_protocols_methods(record):
 @pytest.mark.parametrize("record", records("adapters"))
 def test_adapters(record, tmp_path):
     make_model("qwen3").save_pretrained(tmp_path / "base")
+    torch.manual_seed(0)
     adapter = record.build(options=with_defaults(record))
     for name, method in inspect.getmembers(Adapter, inspect.isfunction):
         if not name.startswith("_"):
@@ -198,7 +199,7 @@ def test_adapters(record, tmp_path):
     ids = torch.arange(3, 12)[None]
     with torch.no_grad():
         for parameter in trained.values():
-            parameter += 0.1
+            parameter += 0.02  # as training would: far larger updates leave float32's rounding behind
         changed = model(input_ids=ids).logits
         with adapter.base_policy(model=model):
             base = model(input_ids=ids).logits

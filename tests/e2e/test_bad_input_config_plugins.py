@@ -229,6 +229,18 @@ def test_a_plugin_that_raises_is_named(scene):
     answer.only("BC060", "loss 'angry'", "KeyError", "angry_one.py:5")
 
 
+def test_a_file_that_a_plugin_names_and_is_not_there_is_said_before_data_is_read(scene):
+    option = (
+        'class Named(Options):\n    table: Annotated[str, ByContent()] = Field("none.json", description="A file.")\n'
+    )
+    source = PLUGIN.format(name="tabled", summary="A loss.").replace("options=Options", "options=Named")
+    imports = "from typing import Annotated\nfrom pydantic import Field\nfrom bumblecore_core import ByContent\n"
+    scene.file("tabled_one.py", source.replace("def build", imports + option + "def build"))
+    for command in ("plan", "run"):
+        answer = scene.call("-p", "tabled_one", command, scene.config("pretrain", loss="tabled", data__path="none.txt"))
+        answer.only("BC061", " none.json loss.table", "'tabled'")
+
+
 # -- training ---------------------------------------------------------------------------------------------------------
 
 

@@ -1,11 +1,14 @@
 """Where offload to NVMe goes, and what is refused."""
 
 import pytest
+import torch
 from test_deepspeed_config import made, refused
 
 from bumblecore_core import ConfigError
 from bumblecore_plugins.engines import DeepSpeedOptions
-from bumblecore_plugins.engines.deepspeed_config import nvme_directory
+from bumblecore_plugins.engines.deepspeed_config import left_device, nvme_directory
+
+STATE, MEMORY, DISK = ("AdamW moments", "float32 masters"), "in the memory of the cpu", "on the disk"
 
 
 def on_disk(**changes):
@@ -35,6 +38,25 @@ def test_what_goes_to_nvme_goes_to_the_ranks_own_directory_in_groups(tmp_path):
     zero = made(given, largest=1000, swap_directory=tmp_path, **options)["zero_optimization"]
     assert zero["sub_group_size"] == 7
     assert zero["offload_param"] == {**weights, "max_in_cpu": 9, "buffer_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("device", "offloads", "elsewhere"),
+    [
+        ("cuda", {}, {}),
+        ("cuda", {"offload_optimizer": "cpu"}, dict.fromkeys(STATE, MEMORY)),
+        (
+            "cuda",
+            {"offload_optimizer": "cpu", "offload_param": "nvme"},
+            {**dict.fromkeys(STATE, MEMORY), "weights": DISK},
+        ),
+        ("cpu", {"offload_optimizer": "cpu", "offload_param": "cpu"}, {}),
+        ("cpu", {"offload_optimizer": "nvme", "offload_param": "none"}, dict.fromkeys(STATE, DISK)),
+    ],
+)
+def test_what_is_offloaded_does_not_lie_in_the_devices_memory(device, offloads, elsewhere):
+    zero = {name: {"device": to} for name, to in offloads.items()}
+    assert left_device(zero, torch.device(device)) == elsewhere
 
 
 def test_offload_of_the_optimizer_to_nvme_below_stage_3_is_refused():

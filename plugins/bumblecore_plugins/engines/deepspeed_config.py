@@ -110,6 +110,21 @@ def nvme_directory(options: DeepSpeedOptions, given: Mapping[str, Any]) -> Path 
     return directory
 
 
+def spread_over_ranks(stage: int) -> tuple[str, ...]:
+    """What a ZeRO stage cuts into a part for each rank, by the names of the estimate of memory."""
+    everything = ("AdamW moments", "float32 masters", "gradients", "weights")
+    return everything[: stage + (stage > 0)]
+
+
+def left_device(zero: Mapping[str, Any], device: torch.device) -> dict[str, str]:
+    """Where offload by the section `zero` puts what would lie in the device's memory, by the names of the estimate. To
+    the memory of the CPU nothing goes that is there already."""
+    purposes = {OFFLOADS[0]: ("AdamW moments", "float32 masters"), OFFLOADS[1]: ("weights",)}
+    places = {NVME: "on the disk", **({} if device.type == "cpu" else {"cpu": "in the memory of the cpu"})}
+    devices = {name: zero.get(name, {}).get("device", "none") for name in OFFLOADS}
+    return {what: places[to] for name, to in devices.items() if to in places for what in purposes[name]}
+
+
 def sizes_of(model: Any, trained: Sequence[torch.nn.Parameter], world_size: int) -> dict[str, int | None]:
     """What `make_config` sizes buffers from: see there. Of a model whose weights have not been cut yet."""
     config = getattr(model, "config", None)

@@ -15,10 +15,12 @@ from bumblecore_plugins.engines import DeepSpeedOptions
 from bumblecore_plugins.engines.deepspeed_config import (
     NVME,
     OFFLOADS,
+    left_device,
     make_config,
     nvme_directory,
     read_config_file,
     sizes_of,
+    spread_over_ranks,
     zero_stage,
 )
 from bumblecore_plugins.engines.deepspeed_library import (
@@ -58,10 +60,6 @@ if TYPE_CHECKING:
     from bumblecore_core.protocols import Scheduler
 
 
-SHARDED = ("AdamW moments", "float32 masters", "gradients", "weights")
-"""What the stages 1 to 3 spread over ranks: the first two, three, all."""
-
-
 class DeepSpeedEngine:
     """See `bumblecore_core.protocols.Engine`. The configuration is checked here, before anything is read.
 
@@ -88,7 +86,8 @@ class DeepSpeedEngine:
         self._zero_section = self._make_config()["zero_optimization"]
         self.holds_model = self._stage < 3 or self.rank == 0
         self.background_saving = self._nvme is None  # a copy in memory of what does not fit there
-        self.sharded = SHARDED[: self._stage + (self._stage > 0)]
+        self.sharded = spread_over_ranks(self._stage)
+        self.elsewhere = left_device(self._zero_section, self.device)
         os.environ.setdefault("DS_ACCELERATOR", self.device.type)
         if self._given:
             check_zero_section(self._zero_section)
