@@ -1,5 +1,8 @@
 """Where offload to NVMe goes, and what is refused."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from test_deepspeed_config import made, refused
@@ -7,6 +10,7 @@ from test_deepspeed_config import made, refused
 from bumblecore_core import ConfigError
 from bumblecore_plugins.engines import DeepSpeedOptions
 from bumblecore_plugins.engines.deepspeed_config import left_device, nvme_directory
+from bumblecore_plugins.engines.zero_nvme import drop_stale_lock
 
 STATE, MEMORY, DISK = ("AdamW moments", "float32 masters"), "in the memory of the cpu", "on the disk"
 
@@ -72,3 +76,15 @@ def test_offload_of_weights_below_stage_3_is_refused():
 def test_offload_to_the_cpu_can_be_said_in_the_file_alone():
     given = {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}
     assert made(given)["zero_optimization"]["offload_param"] == {"device": "cpu"}
+
+
+def test_the_lock_of_a_build_that_died_is_removed_and_that_of_a_living_one_is_not(tmp_path):
+    lock = tmp_path / "lock"
+    assert not drop_stale_lock(tmp_path, patience=0.1)
+    lock.touch()
+    with subprocess.Popen([sys.executable, "-c", "input()"], cwd=tmp_path, stdin=subprocess.PIPE) as compiler:
+        assert not drop_stale_lock(tmp_path, patience=0.1)
+        assert lock.exists()
+        compiler.communicate(b"\n")
+    assert drop_stale_lock(tmp_path, patience=0.1)
+    assert not lock.exists()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from bumblecore_core import ConfigError, one
@@ -39,6 +41,29 @@ class SwapDirectory:
         shutil.rmtree(self._path, ignore_errors=True)
 
 
+def drop_stale_lock(directory: Path, *, patience: float = 3.0) -> bool:
+    """Removes `lock` from a directory in which torch compiles an operator, where whoever made it is gone: torch waits
+    for it forever. A living build is known by its compilers, which work in that directory. Whether it was removed."""
+    lock = directory / "lock"
+    until = time.monotonic() + patience
+    while lock.exists() and not _worked_in(directory):
+        if time.monotonic() > until:
+            lock.unlink(missing_ok=True)
+            return True
+        time.sleep(patience / 10)
+    return False
+
+
+def _worked_in(directory: Path) -> bool:
+    for process in psutil.process_iter():
+        try:
+            if Path(process.cwd()) == directory.resolve():
+                return True
+        except (psutil.Error, OSError):
+            continue
+    return False
+
+
 def build_async_io(launch: Launch, barrier: Callable[[], None]) -> None:
     """Compiles DeepSpeed's asynchronous file operator, once on each machine and quietly. Raises `ConfigError` BC039
     where it cannot be."""
@@ -46,8 +71,11 @@ def build_async_io(launch: Launch, barrier: Callable[[], None]) -> None:
     def load() -> bool:
         with silent():
             from deepspeed.ops.op_builder import AsyncIOBuilder
+            from torch.utils.cpp_extension import _get_build_directory
 
             try:
+                for operator in ("pin_memory", AsyncIOBuilder.NAME):
+                    drop_stale_lock(Path(_get_build_directory(operator, verbose=False)))
                 return bool(AsyncIOBuilder().is_compatible() and AsyncIOBuilder().load(verbose=False))
             except Exception:  # whatever a compiler says
                 return False
