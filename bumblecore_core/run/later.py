@@ -10,12 +10,13 @@ from bumblecore_core.config.resolved import ResolvedRun
 from bumblecore_core.errors import ConfigError, one
 from bumblecore_core.run import output_dir
 from bumblecore_core.run.data.files import resolve_files
+from bumblecore_core.run.reference import BASE, NONE, START, compares_with_reference
 from bumblecore_core.toolkit.tokenizers import resolve_model_dir
 
 
 def check_later_run(run: ResolvedRun, earlier: Sequence[ResolvedRun], *, overwrite: bool) -> None:
-    """Checks that model, data, an adapter to go on from (`adapter.path`) and output directory are there, as far as no
-    `earlier` run makes them.
+    """Checks that model, data, an adapter to go on from (`adapter.path`), a reference model (`stage.reference`) and
+    output directory are there, as far as no `earlier` run makes them.
 
     Raises `ModelError` BC061 or BC064, `DataError` as `resolve_files` does, `RunError` BC043 or BC069, and
     `ConfigError` BC039 for two different runs with one output directory.
@@ -31,6 +32,10 @@ def check_later_run(run: ResolvedRun, earlier: Sequence[ResolvedRun], *, overwri
     adapter = getattr(run.adapter.options, "path", None) if run.adapter is not None else None
     if adapter is not None and not _made_by(coming, adapter):
         resolve_model_dir(adapter, field="adapter.path")
+    reference = getattr(run.stage.options, "reference", None)
+    named = isinstance(reference, str) and reference not in (START, BASE, NONE) and compares_with_reference(run)
+    if named and not _made_by(coming, str(reference)):
+        resolve_model_dir(str(reference), field="stage.reference")
     for entries, formats, field in (
         (config.data.path, run.formats, "data.path"),
         (config.data.eval_path or (), run.eval_formats, "data.eval_path"),

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
+from bumblecore_core.config.resolved import ResolvedRun
 from bumblecore_core.errors import ConfigError, one
 from bumblecore_core.protocols import Engine, Reference
 from bumblecore_core.registry import Registry
@@ -36,7 +37,7 @@ from bumblecore_core.values import Batch, StepOutput
 if TYPE_CHECKING:
     from bumblecore_core.run.data.store import TokenStore
 
-START, BASE = "start", "base"
+START, BASE, NONE = "start", "base", "none"
 SUMMED_AT_ONCE = 1 << 16
 LIBRARIES = ("bumblecore", "torch", "transformers", "peft")
 Ask = Callable[[Batch], dict[str, torch.Tensor]]
@@ -62,12 +63,18 @@ class Wanted:
         return names.get(self.reference.model, str(self.model_dir))
 
 
+def compares_with_reference(resolved: ResolvedRun) -> bool:
+    """Whether the loss takes a reference model's figures."""
+    loss = resolved.loss.record
+    return loss.loss_kind != "token" and loss.needs_reference
+
+
 def wanted_reference(prepared: Prepared) -> Wanted | None:
     """The reference that stage and loss want, or None. Raises `ConfigError` BC039 where the loss needs one and the
     stage's options say that there is none, or `base` is asked for without an adapter."""
     resolved = prepared.resolved
     loss, stage = resolved.loss.record, resolved.stage.record
-    if loss.loss_kind == "token" or not loss.needs_reference:
+    if not compares_with_reference(resolved):
         return None
     reference: Reference | None = getattr(prepared.stage, "reference", None)
     if reference is None:
@@ -77,7 +84,11 @@ def wanted_reference(prepared: Prepared) -> Wanted | None:
     if reference.model == BASE and resolved.adapter is None:
         problem = "there is no adapter, so there is no base without one"
         raise one(ConfigError, "BC039", problem, "Set it to start, or choose an adapter", field="stage.reference")
-    directory = prepared.model_dir if reference.model in (START, BASE) else resolve_model_dir(reference.model)
+    directory = (
+        prepared.model_dir
+        if reference.model in (START, BASE)
+        else resolve_model_dir(reference.model, field="stage.reference")
+    )
     adapter = resolved.adapter.options.model_dump(mode="json") if resolved.adapter else None
     told = {
         "reference": reference.model if reference.model in (START, BASE) else "",

@@ -141,3 +141,20 @@ def test_the_models_positions_are_compared_with_a_sequence_and_not_with_a_pair(b
         said = " ".join(capsys.readouterr().out.split())
         assert (f"the longest example has {longest} tokens" in said) == warned
         assert ("config.json says" in said) == warned
+
+
+def test_a_chain_looks_for_its_later_runs_reference_model_first(bench, capsys):
+    later = bench / "later.yaml"
+    first = dpo_settings(bench, "ahead-first", train={"max_steps": 1, "eval_steps": None})
+    second = dpo_settings(bench, "ahead-second", train={"max_steps": 1, "eval_steps": None})
+    second["stage"] = {"name": "dpo", "reference": str(bench / "nowhere")}
+    write_config(later, **second)
+    run(bench, first, str(later), code=2)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("BC")]
+    assert line.startswith("BC061")
+    assert "nowhere stage.reference" in line
+    assert not (bench / "ahead-first").exists()
+    second["stage"]["reference"] = str(bench / "ahead-first")
+    write_config(later, **second)
+    run(bench, first, str(later))
+    assert (bench / "ahead-second" / "final").is_dir()
