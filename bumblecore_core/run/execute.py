@@ -35,7 +35,7 @@ from bumblecore_core.run.data.loader import rank_windows
 from bumblecore_core.run.directory_lock import held
 from bumblecore_core.run.files import disk_errors, fresh_beside, recover
 from bumblecore_core.run.info import Status, run_info, run_result, write_info
-from bumblecore_core.run.interrupts import Interrupts, Stopped
+from bumblecore_core.run.interrupts import EarlyInterrupts, Interrupts, Stopped
 from bumblecore_core.run.lock import make_lock, numbers_hash
 from bumblecore_core.run.loggers import Loggers
 from bumblecore_core.run.loop import LoopOptions, train
@@ -72,12 +72,12 @@ def execute(
     engine = timed(times, "engines", resolved.engine.name, build_engine(resolved))
     try:
         on_all_ranks(engine, lambda: _ready(engine, directory), "opening the output directory")
-        with held(directory, needed=engine.rank == 0):
+        with EarlyInterrupts() as early, held(directory, needed=engine.rank == 0):
             if _done_before(resolved, engine, directory, overwrite):
                 final = directory / FINAL
                 result = RunResult(status="complete", steps=0, final_dir=final, seconds=0.0, summary={})
                 return Outcome(result=result, rank=engine.rank, reused=True)
-            return _run(resolved, registry, switches, engine, announce, times)
+            return _run(resolved, registry, switches, engine, early, announce, times)
     finally:
         engine.close()
 
@@ -107,6 +107,7 @@ def _run(
     registry: Registry,
     switches: PluginSwitches,
     engine: Engine,
+    early: EarlyInterrupts,
     announce: Callable[[RunInfo], None],
     times: PluginTimes | None,
 ) -> Outcome:
@@ -139,6 +140,7 @@ def _run(
         output_dir.write_run_files(directory, resolved.to_dict(), lock)
         write_info(info, None, reads=resolved.stage.record.reads)
         announce(info)
+    early.heed()
     loggers.start(info)
     status: Status = "failed"
     final: Path | None = None

@@ -19,6 +19,33 @@ class Stopped(Exception):
         self.number = number
 
 
+class EarlyInterrupts:
+    """While it is entered, a SIGINT raises `KeyboardInterrupt` as ever, and is remembered: where that exception is lost
+    (Python ignores those of destructors and of callbacks that run during an import) `heed` raises it once more."""
+
+    def __init__(self) -> None:
+        self._received = False
+        self._before: Any = None
+
+    def __enter__(self) -> EarlyInterrupts:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._take)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def heed(self) -> None:
+        """Raises `KeyboardInterrupt` where one was received."""
+        if self._received:
+            raise KeyboardInterrupt
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        self._received = True
+        raise KeyboardInterrupt
+
+
 class Interrupts:
     """Notes the first signal while it is entered (`received`: its number, else 0). A second SIGINT raises
     `KeyboardInterrupt` at once. Outside Python's main thread signals are left alone."""

@@ -77,6 +77,54 @@ def test_a_signal_while_the_run_is_prepared_ends_it_without_a_traceback(config):
     while not (config.parent / "pretrain" / ".lock").exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=GRACE)
+    try:
+        _, err = process.communicate(timeout=GRACE)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "Traceback" not in err
+
+
+LOST = """
+import os, signal
+from bumblecore_core import LoggerRecord, hookimpl
+
+class Gone:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            pass
+
+class Quiet:
+    def start(self, *, info): pass
+    def step(self, *, event): pass
+    def saved(self, *, directory): pass
+    def finish(self, *, result): pass
+
+def build(*, options, **given):
+    Gone()
+    return Quiet()
+
+@hookimpl
+def bumble_loggers():
+    return [LoggerRecord(name="loses", summary="Loses an interrupt.", build=build)]
+"""
+
+
+def test_an_interrupt_that_python_loses_ends_the_run_before_its_first_step(config):
+    (config.parent / "loses_one.py").write_text(LOST)
+    command = [
+        sys.executable,
+        "-m",
+        "bumblecore_core",
+        "-p",
+        "loses_one",
+        "run",
+        str(config),
+        "--set",
+        "loggers=[loses]",
+    ]
+    ended = subprocess.run(command, cwd=config.parent, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert "Exception ignored in" in ended.stderr
+    assert ended.returncode == 130
+    assert not list((config.parent / "pretrain").glob("checkpoint-*"))

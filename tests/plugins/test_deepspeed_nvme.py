@@ -15,7 +15,7 @@ from bumblecore_plugins.engines import DeepSpeedOptions
 from bumblecore_plugins.engines.deepspeed_engine import DeepSpeedEngine
 from bumblecore_plugins.engines.zero_nvme import swapped
 
-pytestmark = pytest.mark.exhaustive
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 HIDDEN = 640  # a matrix has more than 1 MiB then
 WINDOWS = [
     {},
