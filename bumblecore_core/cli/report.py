@@ -10,7 +10,8 @@ import click
 
 from bumblecore_core.run.checkpoint.folder import list_checkpoints
 from bumblecore_core.run.execute import Outcome
-from bumblecore_core.toolkit.adapters import is_adapter
+from bumblecore_core.toolkit.adapters import adapter_chain, is_adapter
+from bumblecore_core.toolkit.scorers import is_scorer
 from bumblecore_core.toolkit.summary import summary_lines
 from bumblecore_core.values import RunInfo
 
@@ -31,14 +32,12 @@ def ended(output_dir: str, outcome: Outcome) -> None:
     click.echo(_how_it_went(outcome))
     if saving := _saving(result.summary):
         click.echo(saving)
-    adapter = is_adapter(Path(output_dir) / "final")
-    loads = "adapter, loads with PeftModel.from_pretrained" if adapter else "model, loads with from_pretrained"
     names = {
-        "final": f"{loads} and `bumble generate`",
+        "final": _loads(Path(output_dir) / "final") if result.final_dir is not None else "model",
         "metrics.json": "metric history",
         "metrics.csv": "the same as a table",
         "training_loss.png": "loss curve",
-        "tensorboard": "see it with: tensorboard --logdir",
+        "tensorboard": f"see it with: tensorboard --logdir {output_dir}",
         "logs/train.log": "everything that was said",
         "run.yaml": "resolved config",
         "run.lock.json": "plugins, versions, data fingerprints",
@@ -51,6 +50,17 @@ def ended(output_dir: str, outcome: Outcome) -> None:
     if checkpoints:
         kept = ", ".join(checkpoint.path.name for checkpoint in checkpoints)
         click.echo(f"  {output_dir}  {kept}")
+
+
+def _loads(final: Path) -> str:
+    """What the final model is, and what takes it."""
+    what, loader = ("adapter", "PeftModel") if is_adapter(final) else ("model", "AutoModelForCausalLM")
+    base, adapters = adapter_chain(final)
+    if is_scorer(base, adapters):
+        if not adapters:
+            loader = "AutoModelForSequenceClassification"
+        return f"reward {what}, loads with {loader}.from_pretrained"
+    return f"{what}, loads with {loader}.from_pretrained and `bumble generate`"
 
 
 def _how_it_went(outcome: Outcome) -> str:

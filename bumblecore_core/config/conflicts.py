@@ -51,7 +51,8 @@ def conflicts(loaded: LoadedConfig, data: dict[str, Any], *, stage: Any, loss: A
         problem = (
             f"the stage '{stage.name}' needs a {stage.loss_kind} loss, and '{loss.name}' is a {loss.loss_kind} loss"
         )
-        found.append(_conflict(loaded, at, problem, f"Remove loss to get the stage's own, '{stage.default_loss}'"))
+        fix = f"Remove loss to get the stage's own, '{stage.default_loss}', or choose a stage that takes it"
+        found.append(_conflict(loaded, at, problem, fix))
     return found
 
 

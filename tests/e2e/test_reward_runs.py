@@ -238,6 +238,7 @@ def test_bf16_and_the_plan(bench, capsys):
     said = capsys.readouterr().out
     line = next(line for line in said.splitlines() if "trainable" in line)
     assert line in planned
+    assert "final  reward model, loads with AutoModelForSequenceClassification.from_pretrained" in said
     assert "a score of each sequence, at its last token" in said
     assert all(math.isfinite(entry["loss"]) and entry["mfu"] > 0 for entry in entries(bench, "bf16", "train"))
 

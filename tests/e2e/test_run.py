@@ -114,7 +114,7 @@ def test_a_chain_takes_an_earlier_output_as_its_model(bench, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "⟦" in said
     assert said.count("complete: 2 steps") == 2
-    assert "final  model, loads with from_pretrained and `bumble generate`" in said
+    assert "final  model, loads with AutoModelForCausalLM.from_pretrained and `bumble generate`" in said
 
 
 def test_a_wrong_config_stops_a_chain_before_anything_trains(bench, tmp_path, capsys):

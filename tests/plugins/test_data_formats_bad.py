@@ -40,6 +40,9 @@ BAD = [
     ("BC007", "messages", "openai", {"tools": []}),
     ("BC007", "messages[1].content", "openai", messages(user("secret"), {"role": "assistant"})),
     ("BC007", "prompt", "openai", {"chosen": "secret", "rejected": "other"}),
+    ("BC007", "rejected", "openai", {"prompt": "secret", "chosen": "other"}),
+    ("BC007", "chosen", "openai", {"prompt": "secret", "rejected": "other"}),
+    ("BC011", "rejected", "openai", {"prompt": "secret", "chosen": "other", "rejected": None}),
     # 11: a wrong type
     ("BC011", "text", "text", {"text": None}),
     ("BC011", "output", "alpaca", {"instruction": "secret", "output": ["secret"]}),

@@ -37,6 +37,10 @@ class OpenAIFormat:
             return self._preference(row, tools)
         if names.messages not in row and names.completion in row:
             return self._feedback(row, tools)
+        if names.messages not in row and (names.chosen in row or names.rejected in row):
+            for side in (names.chosen, names.rejected):
+                if need(row, side) is None:
+                    raise wrong_type(None, side, "text or a list of messages")
         messages, paths = _messages(need(row, names.messages), names.messages)
         check_order(messages, paths)
         check_ends_with_reply(messages, names.messages)

@@ -160,7 +160,7 @@ def make_config(
     """
     stage, half = zero_stage(options, given), dtype != torch.float32
     micro, accumulation = context.micro_batch_size, context.gradient_accumulation_steps
-    _check_batch(given, micro, accumulation, world_size)
+    _check_batch(given, micro, accumulation, world_size, str(options.config_file))
     _agree(given, ("gradient_clipping",), context.max_grad_norm or 0.0, "train.max_grad_norm")
     for name in ("bf16", "fp16"):
         enabled = dtype == getattr(torch, {"bf16": "bfloat16", "fp16": "float16"}[name])
@@ -217,7 +217,7 @@ def _wrong(file: Path, problem: str, fix: str) -> Exception:
     return one(ConfigError, "BC039", problem, fix, place=str(file), field=FIELD)
 
 
-def _check_batch(given: Mapping[str, Any], micro: int, accumulation: int, world_size: int) -> None:
+def _check_batch(given: Mapping[str, Any], micro: int, accumulation: int, world_size: int, file: str) -> None:
     expected = {
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,
@@ -226,7 +226,7 @@ def _check_batch(given: Mapping[str, Any], micro: int, accumulation: int, world_
     wrong = [f"{key} is {given[key]}" for key, value in expected.items() if key in given and given[key] != value]
     if wrong:
         problem = (
-            f"the DeepSpeed file says that {' and '.join(wrong)}; the run has micro_batch_size {micro} × "
+            f"the DeepSpeed file {file} says that {' and '.join(wrong)}; the run has micro_batch_size {micro} × "
             f"gradient_accumulation_steps {accumulation} × {world_size} processes = {micro * accumulation * world_size}"
         )
         fix = 'Remove these keys from the file (or set them to "auto"): the run\'s configuration says them'
