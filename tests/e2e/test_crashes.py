@@ -97,6 +97,7 @@ def test_one_of_two_ranks(template):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("case", [{}, {"torn": True}, {"background": True}], ids=["plain", "torn", "background"])
 def test_every_operation_of_one_process(template, case):
     assert set(crash_at_each(template, every=1, **case).values()) == {2, 4}

@@ -90,6 +90,7 @@ def test_a_run_killed_ten_times_ends_in_the_same_weights(bench):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_hundred_kills(bench):
     hits = sum(survive(bench, f"hundred-{seed}", seed) for seed in range(100, 200))
     assert hits > 50
