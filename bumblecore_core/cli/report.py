@@ -10,7 +10,7 @@ import click
 
 from bumblecore_core.run.checkpoint.folder import list_checkpoints
 from bumblecore_core.run.execute import Outcome
-from bumblecore_core.toolkit.adapters import adapter_chain, is_adapter
+from bumblecore_core.toolkit.adapters import adapter_chain
 from bumblecore_core.toolkit.scorers import is_scorer
 from bumblecore_core.toolkit.summary import summary_lines
 from bumblecore_core.values import RunInfo
@@ -33,7 +33,7 @@ def ended(output_dir: str, outcome: Outcome) -> None:
     if saving := _saving(result.summary):
         click.echo(saving)
     names = {
-        "final": _loads(Path(output_dir) / "final") if result.final_dir is not None else "model",
+        "final": _loads(Path(output_dir) / "final"),
         "metrics.json": "metric history",
         "metrics.csv": "the same as a table",
         "training_loss.png": "loss curve",
@@ -54,13 +54,12 @@ def ended(output_dir: str, outcome: Outcome) -> None:
 
 def _loads(final: Path) -> str:
     """What the final model is, and what takes it."""
-    what, loader = ("adapter", "PeftModel") if is_adapter(final) else ("model", "AutoModelForCausalLM")
     base, adapters = adapter_chain(final)
-    if is_scorer(base, adapters):
-        if not adapters:
-            loader = "AutoModelForSequenceClassification"
-        return f"reward {what}, loads with {loader}.from_pretrained"
-    return f"{what}, loads with {loader}.from_pretrained and `bumble generate`"
+    scores = is_scorer(base, adapters)
+    whole = "AutoModelForSequenceClassification" if scores else "AutoModelForCausalLM"
+    what, loader = ("adapter", "PeftModel") if adapters else ("model", whole)
+    loads = f"{what}, loads with {loader}.from_pretrained"
+    return f"reward {loads}" if scores else f"{loads} and `bumble generate`"
 
 
 def _how_it_went(outcome: Outcome) -> str:

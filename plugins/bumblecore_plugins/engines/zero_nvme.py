@@ -55,9 +55,10 @@ def drop_stale_lock(directory: Path, *, patience: float = 3.0) -> bool:
 
 
 def _worked_in(directory: Path) -> bool:
+    real = directory.resolve()
     for process in psutil.process_iter():
         try:
-            if Path(process.cwd()) == directory.resolve():
+            if Path(process.cwd()) == real:
                 return True
         except (psutil.Error, OSError):
             continue
