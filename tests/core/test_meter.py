@@ -65,6 +65,7 @@ def test_an_event_holds_only_the_steps_since_the_one_before():
     found = meter.take()
     assert found["loss"] == steps[1]["loss"]
     assert found["tokens_per_second"] == pytest.approx(20)
+    assert found["steps_per_second"] == pytest.approx(2)
     assert "mfu" not in found  # there was no peak to tell it against
 
 

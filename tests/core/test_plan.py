@@ -143,6 +143,26 @@ def test_packing_fills_its_bins():
     assert plan.fill() > 0.99
 
 
+def test_a_bin_is_filled_to_its_last_token():
+    rows, offsets = pack_bins(np.arange(4), np.asarray([9, 9, 1, 1]), 10)
+    assert sorted(sorted(rows[start:end].tolist()) for start, end in itertools.pairwise(offsets)) == [[0, 2], [1, 3]]
+
+
+def test_packed_rows_are_not_trained_from_full_to_empty():
+    """Best-fit decreasing makes the bins of the longest documents first."""
+    lengths = np.random.default_rng(0).integers(1, 400, 2000).astype(np.int32)
+    plan = make_plan(lengths, packing=True, max_length=400, micro=1)
+    longest = [lengths[rows_of(window)].max() for window in plan.windows()]
+    assert abs(np.corrcoef(np.arange(len(longest)), longest)[0, 1]) < 0.15
+
+
+def test_ranks_balance_their_tokens_over_a_windows_micro_batches():
+    lengths = np.sort(np.random.default_rng(1).integers(1, 1000, 36)).astype(np.int32)
+    window = make_plan(lengths, micro=3, world=4, accumulation=3).window(0)
+    tokens = [sum(lengths[list(micro.rows)].sum() for micro in rank) for rank in window.micro_batches]
+    assert max(tokens) / min(tokens) < 1.1
+
+
 def test_a_windows_micro_batches_balance_their_tokens():
     lengths = np.random.default_rng(1).integers(1, 1000, 64).astype(np.int32)
     window = make_plan(lengths, micro=8, world=8, accumulation=1).window(0)
