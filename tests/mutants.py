@@ -1,12 +1,13 @@
-"""Puts the faults of `tests/faults/*.yaml` into a copy of the code, one at a time, and reports which ones no test notices.
+"""Puts the faults of `tests/faults/*.yaml` into a copy of the code, one at a time, and reports which ones survive.
 
     python tests/mutants.py                      # all areas, about an hour on 2 cores
     python tests/mutants.py --area loop --area memory
     python tests/mutants.py --jobs 1 --show      # with the last lines of each test run
 
-A fault is an edit that a tired programmer could make: `find` occurs once in `file` and becomes `replace`. The tests of its area
-(or its own) are run until the first failure. Each area's tests are first run on the unchanged copy, where they must pass.
-Exit code 1 where less than 90 % of all faults or less than 80 % of an area's are noticed.
+A fault is an edit that a tired programmer could make: `find` occurs once in `file` and becomes `replace`. The tests of
+its area (or its own) are run until the first failure; a fault survives where all of them pass. Each area's tests are
+first run on the unchanged copy, where they must pass. Exit code 1 where less than 90 % of all faults or less than 80 %
+of an area's are noticed.
 """
 
 from __future__ import annotations
