@@ -30,6 +30,7 @@ from bumblecore_core.records import (
     NoOptions,
     OptimizerRecord,
     Options,
+    PerHost,
     SchedulerRecord,
     StageRecord,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "OptimizerRecord",
     "Options",
     "ParameterGroup",
+    "PerHost",
     "PluginError",
     "PreferenceSample",
     "Problem",

@@ -176,4 +176,6 @@ CODES: dict[str, str] = {
     "BC069": "a file would be overwritten",
     "BC070": "plugins or libraries changed since the checkpoint",
     "BC071": "a plugin needs a package that is not installed",
+    "BC088": "ranks differ in configuration, data, model or versions",
+    "BC089": "output_dir is not shared between the machines of a run",
 }

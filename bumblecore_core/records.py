@@ -38,6 +38,12 @@ class ByContent:
     file holds, and not where it lies."""
 
 
+@dataclass(frozen=True)
+class PerHost:
+    """Marks an option that may differ between the hosts of a run, such as a local directory. Ranks compare all other
+    options before they train (BC088)."""
+
+
 class NoOptions(Options):
     """For a record without options."""
 

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bumblecore_core.cli.launched import LAUNCHED, Failure, left_in
+from bumblecore_core.cli.launched import left_in
 from bumblecore_core.errors import ConfigError, RunError, one
 from bumblecore_core.registry import PluginSwitches
+from bumblecore_core.toolkit.launch_environment import other_launcher
+from bumblecore_core.toolkit.rank_errors import LAUNCHED, Failure
 
 if TYPE_CHECKING:
     from bumblecore_core.cli.elastic import Agent
 
 COUNTED = ("auto", "gpu")
-PLACED_BY_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 SIGNAL_NOTICED_LATE = 0.5  # seconds: a process that a signal ends is noticed later than one that says that it fails
 AS_A_SHELL_DOES = 128
 
@@ -31,12 +32,15 @@ def _processes(ctx: click.Context, parameter: click.Parameter, value: str | None
     """How many processes `--nproc` asks for. Raises `ConfigError` BC067 in a process that a launcher has started."""
     if value is None:
         return 1
-    placed = [f"{key}={os.environ[key]}" for key in PLACED_BY_A_LAUNCHER if os.environ.get(key)]
+    keys: tuple[str, ...] = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    if launcher := other_launcher(os.environ):
+        keys = (*keys, launcher.rank, launcher.size)
+    placed = [f"{key}={os.environ[key]}" for key in keys if os.environ.get(key)]
     if placed:
         raise one(
             ConfigError,
             "BC067",
-            f"{' and '.join(placed)}: a launcher such as torchrun has started this process already",
+            f"{' and '.join(placed)}: a launcher such as torchrun or srun has started this process already",
             "Leave --nproc out under a launcher; where there is none, unset these variables",
             field="--nproc",
         )

@@ -9,31 +9,17 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from bumblecore_core.errors import BumbleError
+from bumblecore_core.toolkit.rank_errors import LAUNCHED, Failure, is_foreign, leave_failure
 
-LAUNCHED = "BUMBLE_LAUNCHED"  # the directory in which ranks leave their failures
 INTERRUPTED = 128 + signal.SIGINT
 DEFECT = 1  # as Python exits after an exception that nobody caught
 LOOKS_EVERY = 1.0  # seconds between two looks for the launcher
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """Why a rank ended. `code`: its exit code, negative for a signal, as subprocess has it. `at`: seconds since the
-    epoch. `foreign`: all it says is that another rank failed. `defect`: `text` is a traceback."""
-
-    rank: int
-    code: int
-    at: float
-    text: str = ""
-    foreign: bool = False
-    defect: bool = False
 
 
 @contextmanager
@@ -51,8 +37,7 @@ def told_to_launcher() -> Iterator[None]:
         raise
     except BumbleError as error:
         text = (traceback.format_exc() if os.environ.get("BUMBLE_TRACEBACK") == "1" else "") + error.render()
-        foreign = all(problem.code == "BC067" for problem in error.problems)
-        raise _leave(Path(place), code=error.exit_code, text=text, foreign=foreign) from None
+        raise _leave(Path(place), code=error.exit_code, text=text, foreign=is_foreign(error)) from None
     except KeyboardInterrupt:
         raise _leave(Path(place), code=INTERRUPTED, text="interrupted") from None
     except Exception:
@@ -68,13 +53,7 @@ def left_in(place: Path) -> dict[int, Failure]:
 def _leave(place: Path, *, code: int, text: str, foreign: bool = False, defect: bool = False) -> Exception:
     rank = int(os.environ["RANK"])
     failure = Failure(rank=rank, code=code, at=time.time(), text=text, foreign=foreign, defect=defect)
-    path = place / f"rank-{rank}.json"
-    try:
-        path.with_suffix(".writing").write_text(json.dumps(asdict(failure)), encoding="utf-8")
-        path.with_suffix(".writing").replace(path)
-    except OSError:  # the disk is full, or the launcher is gone
-        with suppress(OSError):
-            click.echo(f"rank {rank}: {text}", err=True)
+    leave_failure(place, failure)
     return click.exceptions.Exit(code)
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import click
 
-from bumblecore_core.errors import BumbleError, ConfigError, DataError, PluginError, one
+from bumblecore_core.errors import BumbleError, PluginError, one
 from bumblecore_core.registry import PluginSwitches, Provided, Registry, load_registry
 from bumblecore_core.registry.collect import clash, one_line
+from bumblecore_core.toolkit.rank_errors import print_rank_error
 
 INTERRUPTED = 128 + 2  # as a shell reports SIGINT
 CORE_COMMANDS: Mapping[str, tuple[str, str]] = {
@@ -182,12 +183,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _say(error: BumbleError) -> None:
-    """Prints the error. Under a launcher every process meets the same wrong config, plugin or data: rank 0 tells of
-    these; what may concern one process alone is told by that one, with its rank."""
+    """Prints the error; of several processes that meet the same wrong config, plugin or data, one on each machine."""
     if os.environ.get("BUMBLE_TRACEBACK") == "1":
         traceback.print_exception(error)
-    rank = os.environ.get("RANK", "0")
-    if rank == "0":
-        click.echo(error.render(), err=True)
-    elif not isinstance(error, ConfigError | PluginError | DataError):
-        click.echo(f"rank {rank}: {error.render()}", err=True)
+    print_rank_error(error)

@@ -103,7 +103,8 @@ class Engine(Protocol):
         ...
 
     def barrier(self) -> None:
-        """Waits for every rank."""
+        """Waits for every rank. One that works alone (tokenizes, reads a model, writes a checkpoint) may take longer
+        than any limit of a collective: an engine should wait for it as long as it lives."""
         ...
 
     def model_state(

@@ -12,7 +12,8 @@ T = TypeVar("T")
 
 
 def on_all_ranks(engine: Engine, action: Callable[[], T], what: str) -> T:
-    """Runs `action` on each rank and waits for the others; where it raised on one of them, it raises on all.
+    """Runs `action` on each rank and waits for the others, however long it takes them (see `Engine.barrier`); where it
+    raised on one of them, it raises on all.
 
     The rank that failed raises its own exception, the others `RunError` BC067 that names `what`. `action` must hold no
     collective. A collective itself.
@@ -23,6 +24,7 @@ def on_all_ranks(engine: Engine, action: Callable[[], T], what: str) -> T:
         result = action()
     except Exception as error:
         failure = error
+    engine.barrier()
     failed = engine.sum_over_ranks(
         [float(failure is not None and rank == engine.rank) for rank in range(engine.world_size)]
     )

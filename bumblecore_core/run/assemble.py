@@ -20,6 +20,7 @@ from bumblecore_core.protocols import Adapter, Engine, EngineContext, Stage
 from bumblecore_core.records import AttentionRecord
 from bumblecore_core.registry import PluginSwitches, Registry
 from bumblecore_core.run.adapt import adapted, described, lr_scales, require_trained_base
+from bumblecore_core.run.agree import on_all_ranks
 from bumblecore_core.run.attention import select_attention
 from bumblecore_core.run.blame import blamed
 from bumblecore_core.run.data.loader import collate
@@ -167,20 +168,25 @@ def assemble(
     implementation, attention = chosen_attention(prepared, registry, engine)
     from_config = resolved.stage.record.model_from == "config"
     adapter: Adapter | None = build(resolved.adapter) if resolved.adapter is not None else None
-    model = build_model(
-        directory=checkpoint if checkpoint is not None and adapter is None else prepared.model_dir,
-        from_config=from_config and checkpoint is None,
-        dtype=torch.float32 if from_config else stored_dtype(prepared.model_dir),
-        attention=implementation,
-        seed=config.train.seed,
-        gradient_checkpointing=config.model.gradient_checkpointing,
-        trust_remote_code=config.model.trust_remote_code,
-        head=resolved.stage.record.head,
-        pad_token_id=prepared.tokenizer.pad_token_id,
-        skeleton=not engine.holds_model,
-    )
-    if adapter is not None:
-        model = adapted(resolved, adapter, model, base=prepared.model_dir, checkpoint=checkpoint)
+
+    def build_trained() -> Any:
+        model = build_model(
+            directory=checkpoint if checkpoint is not None and adapter is None else prepared.model_dir,
+            from_config=from_config and checkpoint is None,
+            dtype=torch.float32 if from_config else stored_dtype(prepared.model_dir),
+            attention=implementation,
+            seed=config.train.seed,
+            gradient_checkpointing=config.model.gradient_checkpointing,
+            trust_remote_code=config.model.trust_remote_code,
+            head=resolved.stage.record.head,
+            pad_token_id=prepared.tokenizer.pad_token_id,
+            skeleton=not engine.holds_model,
+        )
+        if adapter is None:
+            return model
+        return adapted(resolved, adapter, model, base=prepared.model_dir, checkpoint=checkpoint)
+
+    model = on_all_ranks(engine, build_trained, "loading the model")
     about, warnings = described(resolved, adapter, model)
     loss = timed(times, "losses", resolved.loss.name, build(resolved.loss))
     module = TrainModule(

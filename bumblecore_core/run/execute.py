@@ -41,6 +41,7 @@ from bumblecore_core.run.loggers import Loggers
 from bumblecore_core.run.loop import LoopOptions, train
 from bumblecore_core.run.profiling import PluginTimes, timed
 from bumblecore_core.run.progress import Progress
+from bumblecore_core.run.rank_comparison import compared_config, compared_contents, require_same, require_shared
 from bumblecore_core.run.reference import ask_before_training, ask_what_is_trained, wanted_reference
 from bumblecore_core.run.speed import Speed, speed_of
 from bumblecore_core.values import RunInfo, RunResult
@@ -71,7 +72,9 @@ def execute(
     directory = Path(resolved.config.output_dir)
     engine = timed(times, "engines", resolved.engine.name, build_engine(resolved))
     try:
+        require_same(engine, compared_config(resolved, engine, overwrite=overwrite))
         on_all_ranks(engine, lambda: _ready(engine, directory), "opening the output directory")
+        require_shared(engine, directory)
         with EarlyInterrupts() as early, held(directory, needed=engine.rank == 0):
             if _done_before(resolved, engine, directory, overwrite):
                 final = directory / FINAL
@@ -116,8 +119,13 @@ def _run(
     loggers = on_all_ranks(engine, lambda: _loggers(resolved, engine, times), "making the loggers")
     start = agreed_start(engine, directory, config.checkpoint.resume)
     speaks = engine.rank == 0
-    prepared = prepare(resolved, registry, switches, world_size=engine.world_size, progress=speaks, times=times)
-    lock = _lock(prepared, registry, engine)
+
+    def prepare_and_describe() -> tuple[Prepared, dict[str, Any]]:
+        made = prepare(resolved, registry, switches, world_size=engine.world_size, progress=speaks, times=times)
+        return made, _lock(made, registry, engine)
+
+    prepared, lock = on_all_ranks(engine, prepare_and_describe, "preparing data, tokenizer and model configuration")
+    require_same(engine, compared_contents(lock, prepared.plan))
     warnings: list[str] = []
     if start is not None:
         reshaping = [f"engine.{name}" for name in resolved.engine.record.reshaping]
@@ -142,6 +150,7 @@ def _run(
         announce(info)
     early.heed()
     loggers.start(info)
+    engine.barrier()  # reading a checkpoint or starting a logger may take one rank longer than a collective's limit
     status: Status = "failed"
     final: Path | None = None
     problem = ""

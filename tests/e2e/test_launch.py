@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,9 +14,11 @@ from bumblecore_core.cli import elastic, main
 from bumblecore_core.cli.launch import _for_ranks, bumble_command, launch
 from bumblecore_core.errors import RunError
 from bumblecore_core.registry import PluginSwitches
+from bumblecore_core.toolkit import rank_errors
 from launches import LIMIT, wait_for
 from workbench import pretrain_settings, write_config
 
+SLURM = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0"}
 LEAVE = """
 import json, os, pathlib, sys, time
 rank = int(os.environ["RANK"])
@@ -167,13 +170,15 @@ def test_nproc_counts(monkeypatch, capsys, tmp_path):
         assert "neither a number from 1 on" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("place", [{"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, {"RANK": "0"}])
+@pytest.mark.parametrize("place", [{"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, {"RANK": "0"}, SLURM])
 def test_nproc_within_a_launch_is_refused(place, monkeypatch, capsys):
     for key, value in place.items():
         monkeypatch.setenv(key, value)
+    monkeypatch.setattr(rank_errors, "LINGER", 0.0)
     assert run("run", "--nproc", "2", "run.yaml") == 2
     said = capsys.readouterr().err
-    assert said.startswith("BC067 --nproc: RANK=0")
+    assert said.startswith(f"rank 0 ({socket.gethostname()}): BC067 --nproc: ")
+    assert all(f"{key}={value}" in said for key, value in place.items() if key != "SLURM_LOCALID")
     assert said.count("\n") == 1
 
 

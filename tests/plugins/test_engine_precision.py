@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from bumblecore_core import BumbleError, EngineContext
+from bumblecore_core.toolkit.launch_environment import Launch, read_launch
 from bumblecore_plugins.engines import bumble_engines
-from bumblecore_plugins.engines.distributed import Launch, choose_device, read_launch
+from bumblecore_plugins.engines.distributed import choose_device
 from bumblecore_plugins.engines.precision import LossScale, bf16_hardware, resolve_dtype
 
 CPU = torch.device("cpu")

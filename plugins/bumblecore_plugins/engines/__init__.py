@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from bumblecore_core import ByContent, EngineContext, EngineRecord, Options, hookimpl
+from bumblecore_core import ByContent, EngineContext, EngineRecord, Options, PerHost, hookimpl
 from bumblecore_core.protocols import Engine
 
 
@@ -42,7 +42,7 @@ class DeepSpeedOptions(Options):
         "none",
         description="Where ZeRO-3's shards of the weights lie: on the device, in the CPU's memory, or on a disk.",
     )
-    nvme_path: str | None = Field(
+    nvme_path: Annotated[str | None, PerHost()] = Field(
         None, description="A directory on a fast local disk for what is offloaded to nvme; emptied when the run ends."
     )
     config_file: Annotated[str | None, ByContent()] = Field(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bumblecore_core import Batch, ConfigError, EngineContext, ParameterGroup, StepOutput, StepResult, one
+from bumblecore_core.toolkit.launch_environment import read_launch
 from bumblecore_plugins.engines import DeepSpeedOptions
 from bumblecore_plugins.engines.deepspeed_config import (
     NVME,
@@ -38,7 +39,7 @@ from bumblecore_plugins.engines.distributed import (
     choose_device,
     device_words,
     join,
-    read_launch,
+    limit_groups,
     reported,
     sum_over_ranks,
 )
@@ -137,6 +138,7 @@ class DeepSpeedEngine:
             self._engine, self._zero, _, _ = deepspeed.initialize(
                 model=self._module, optimizer=self._optimizer, config=config, dist_init_required=False
             )
+        limit_groups(self._options.timeout_seconds)
         if self._stage == 3:
             self._module.keep_whole()
         in_place = self._stage == 0 and self.dtype != torch.float32 and self._wide
@@ -175,7 +177,7 @@ class DeepSpeedEngine:
         config = self._make_config(wrapped.model, part="reference")
         load_deepspeed()
         spread(wrapped, config=config, **self._where())
-        return frozen_shards(wrapped, config)
+        return frozen_shards(wrapped, config, self._options.timeout_seconds)
 
     def forward_backward(self, *, batch: Batch, scale: float, last: bool) -> StepOutput:
         self._engine.set_gradient_accumulation_boundary(last)

@@ -13,7 +13,8 @@ import torch
 from pydantic import ValidationError
 
 from bumblecore_core import ConfigError, one
-from bumblecore_plugins.engines.distributed import Launch
+from bumblecore_core.toolkit.launch_environment import Launch
+from bumblecore_plugins.engines.distributed import limit_groups
 
 
 def load_deepspeed() -> Any:
@@ -100,12 +101,14 @@ class TensorsOut(torch.nn.Module):
         return getattr(self.latest, "loss_sum", None)
 
 
-def frozen_shards(wrapped: TensorsOut, config: Mapping[str, Any]) -> Callable[[Any], Any]:
-    """What calls a module whose weights ZeRO-3 has spread over the ranks, without gradients."""
+def frozen_shards(wrapped: TensorsOut, config: Mapping[str, Any], seconds: float) -> Callable[[Any], Any]:
+    """What calls a module whose weights ZeRO-3 has spread over the ranks, without gradients; `seconds`: the time limit
+    of its collectives."""
     import deepspeed
 
     with silent(), same_buffers(wrapped.model):
         engine, *_ = deepspeed.initialize(model=wrapped, config=dict(config), dist_init_required=False)
+    limit_groups(seconds)
     wrapped.keep_whole()
     engine.eval()
 

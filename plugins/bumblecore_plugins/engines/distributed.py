@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import atexit
+import os
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
 
@@ -12,43 +14,14 @@ import torch
 import torch.distributed as dist
 
 from bumblecore_core import RunError, one
+from bumblecore_core.toolkit.launch_environment import Launch
+from bumblecore_plugins.engines.heartbeat import Heartbeat
 
 _GROUPS = count()
 _STORES: dict[Launch, dist.Store] = {}
+_HEARTBEATS: list[Heartbeat] = []  # at most one: that of the process group, where there are other ranks
+UNREACHABLE = 2  # exit code where the store could not be left; the error has been reported
 COMMUNICATION = ("gloo", "nccl", "connection", "timed out", "timeout")
-LAUNCH_KEYS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Launch:
-    """This process's place: `rank` of `world_size` over all machines, `local_rank` on this one."""
-
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0
-
-
-def read_launch(environ: Mapping[str, str]) -> Launch:
-    """The place that torchrun put this process in; a single process where none of its variables is set.
-
-    MASTER_ADDR and MASTER_PORT alone mean nothing (clusters export them everywhere). Raises `RunError` BC067 where the
-    rest is set in part or does not fit together.
-    """
-    if not any(key in environ for key in LAUNCH_KEYS[:3]):
-        return Launch()
-    missing = [key for key in LAUNCH_KEYS if not environ.get(key)]
-    if missing:
-        found = ", ".join(key for key in LAUNCH_KEYS if environ.get(key))
-        raise _wrong(f"{', '.join(missing)} not set although {found or 'others'} are")
-    try:
-        rank, world_size, local_rank, _ = (
-            int(environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
-        )
-    except ValueError:
-        raise _wrong("RANK, WORLD_SIZE, LOCAL_RANK and MASTER_PORT must be whole numbers") from None
-    if world_size < 1 or not 0 <= rank < world_size or local_rank < 0:
-        raise _wrong(f"RANK={rank}, LOCAL_RANK={local_rank} and WORLD_SIZE={world_size} do not fit together")
-    return Launch(rank=rank, world_size=world_size, local_rank=local_rank)
 
 
 def choose_device(name: str, launch: Launch) -> torch.device:
@@ -65,7 +38,8 @@ def choose_device(name: str, launch: Launch) -> torch.device:
             field="engine.device",
         )
     if launch.local_rank >= torch.cuda.device_count():
-        raise _wrong(f"LOCAL_RANK={launch.local_rank}, but this machine has {torch.cuda.device_count()} GPUs")
+        problem = f"LOCAL_RANK={launch.local_rank}, but this machine has {torch.cuda.device_count()} GPUs"
+        raise one(RunError, "BC067", problem, "Start one process for each GPU, as `bumble run --nproc auto` does")
     device = torch.device("cuda", launch.local_rank)
     torch.cuda.set_device(device)
     return device
@@ -81,24 +55,63 @@ def join(launch: Launch, device: torch.device, seconds: float, *, alone: bool = 
     """
     if launch.world_size == 1 and not alone:
         return False
+    limit = timedelta(seconds=seconds)
     if dist.is_initialized():
         if dist.get_world_size() == launch.world_size:
+            limit_groups(seconds)
             return False
         dist.destroy_process_group()  # what a process alone left to the one that it was forked into
     cuda = device.type == "cuda"
     with reported("joining the process group"):
-        limit = timedelta(seconds=seconds)
+        store = dist.PrefixStore(
+            f"bumblecore-{next(_GROUPS)}", _store(launch, limit) if launch.world_size > 1 else dist.HashStore()
+        )
         dist.init_process_group(
             "nccl" if cuda else "gloo",
-            store=dist.PrefixStore(
-                f"bumblecore-{next(_GROUPS)}", _store(launch, limit) if launch.world_size > 1 else dist.HashStore()
-            ),
+            store=store,
             rank=launch.rank,
             world_size=launch.world_size,
             timeout=limit,
             device_id=device if cuda else None,
         )
+        if launch.world_size > 1:
+            _start_heartbeat(dist.PrefixStore("heartbeat", store), launch, seconds)
     return True
+
+
+def leave() -> None:
+    """Leaves the process group, where there is one. Not a collective."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    _stop_heartbeat()
+
+
+def limit_groups(seconds: float) -> None:
+    """Has every collective of every process group, also of those that a library made, fail after `seconds`, and counts
+    silent ranks as lost after as long."""
+    for group in list(dist.distributed_c10d._world.pg_map):
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+    for heartbeat in _HEARTBEATS:
+        heartbeat.limit = seconds
+
+
+def _start_heartbeat(store: dist.Store, launch: Launch, seconds: float) -> None:
+    _stop_heartbeat()
+    _HEARTBEATS.append(Heartbeat(store, rank=launch.rank, world_size=launch.world_size, limit=seconds))
+    # a thread that is inside the store when the interpreter is torn down would end the process with SIGABRT
+    atexit.register(_stop_heartbeat, at_exit=True)
+
+
+def _stop_heartbeat(*, at_exit: bool = False) -> None:
+    for heartbeat in list(_HEARTBEATS):
+        if heartbeat.stop():
+            _HEARTBEATS.remove(heartbeat)
+        elif at_exit:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(UNREACHABLE)
+    if not _HEARTBEATS:
+        atexit.unregister(_stop_heartbeat)
 
 
 def _store(launch: Launch, limit: timedelta) -> dist.Store:
@@ -121,12 +134,12 @@ def reported(what: str, *, whole: bool = True) -> Iterator[None]:
         text = str(error).strip()
         if not whole and not any(word in text.lower() for word in COMMUNICATION):
             raise
-        raise one(
-            RunError,
-            "BC067",
-            f"{what} failed: {text.splitlines()[0] if text else type(error).__name__}",
-            "Look for the first error among the other processes: usually one of them ended",
-        ) from error
+        problem = f"{what} failed: {text.splitlines()[0] if text else type(error).__name__}"
+        for heartbeat in _HEARTBEATS:
+            heartbeat.fail()
+            problem += f"; {silent}" if (silent := heartbeat.silent()) else ""
+        fix = "Look for the first error among the other processes: usually one of them ended"
+        raise one(RunError, "BC067", problem, fix) from error
 
 
 def sum_over_ranks(values: Sequence[float], device: torch.device, world_size: int) -> list[float]:
@@ -140,9 +153,12 @@ def sum_over_ranks(values: Sequence[float], device: torch.device, world_size: in
 
 
 def barrier(device: torch.device, world_size: int) -> None:
-    """Waits for every rank. Raises `RunError` BC067."""
+    """Waits for every rank, however long one of them works, as long as its heartbeat is heard. Raises `RunError`
+    BC067."""
     if world_size > 1:
         with reported("waiting for the other processes"):
+            for heartbeat in _HEARTBEATS:
+                heartbeat.meet()
             dist.barrier(device_ids=[device.index] if device.type == "cuda" else None)
 
 
@@ -159,8 +175,3 @@ def device_words(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} ({device})"
     return f"cpu, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-
-
-def _wrong(problem: str) -> Exception:
-    fix = "Start it with `bumble run --nproc` or torchrun, which set all of them, or unset RANK, WORLD_SIZE, LOCAL_RANK"
-    return one(RunError, "BC067", problem, fix)

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 
 from bumblecore_core import Batch, EngineContext, ParameterGroup, StepOutput, StepResult
+from bumblecore_core.toolkit.launch_environment import read_launch
 from bumblecore_plugins.engines import TorchOptions
 from bumblecore_plugins.engines.distributed import (
     barrier,
     choose_device,
     device_words,
     join,
-    read_launch,
+    leave,
     same_on_all_ranks,
     sum_over_ranks,
 )
@@ -207,8 +207,8 @@ class TorchEngine:
         self._state.load(directory / "rank-0")
 
     def close(self) -> None:
-        if self._joined and dist.is_initialized():
-            dist.destroy_process_group()
+        if self._joined:
+            leave()
         self._joined = False
 
     def _take_gradients(self) -> tuple[list[torch.nn.Parameter], list[torch.Tensor]]:

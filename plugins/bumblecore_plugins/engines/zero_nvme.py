@@ -14,8 +14,8 @@ import psutil
 import torch
 
 from bumblecore_core import ConfigError, one
+from bumblecore_core.toolkit.launch_environment import Launch
 from bumblecore_plugins.engines.deepspeed_library import silent
-from bumblecore_plugins.engines.distributed import Launch
 
 
 class SwapDirectory:
