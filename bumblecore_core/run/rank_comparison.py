@@ -51,7 +51,8 @@ def compared_config(resolved: ResolvedRun, engine: Engine, *, overwrite: bool) -
 def compared_contents(lock: Mapping[str, Any], plan: BatchPlan) -> dict[str, Any]:
     """What must be the same on all ranks before the model is loaded: data, order of the rows, tokenizer, model,
     plugins, library versions."""
-    first = [micro.rows for rank in plan.window(0).micro_batches for micro in rank]
+    first = repr([micro.rows for rank in plan.window(0).micro_batches for micro in rank])
+    rows = hashlib.sha256(first.encode()).hexdigest()
     plugins = {
         f"plugin {singular(one['kind'])} {one['name']}": [one["distribution"], one["version"], one["files"]]
         for one in lock["plugins"]
@@ -60,7 +61,7 @@ def compared_contents(lock: Mapping[str, Any], plan: BatchPlan) -> dict[str, Any
     return {
         **{key: value for key, value in lock.items() if key not in ("config", "plugins", "format")},
         **plugins,
-        "batch plan": [plan.total_steps, hashlib.sha256(repr(first).encode()).hexdigest()],
+        "batch plan": f"{plan.total_steps} steps, the first of rows with the hash {rows[:12]}",
     }
 
 

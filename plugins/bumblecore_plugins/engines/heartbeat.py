@@ -55,9 +55,7 @@ class Peer:
         """What is wrong with it."""
         parts = self.value.decode().split(" ", 4)
         who = f"rank {self.rank} on {parts[4]}" if len(parts) == 5 else f"rank {self.rank}"
-        return (
-            f"{who} has ended" if self.dead or self.left else f"nothing was heard from {who} for {self.silence:.0f} s"
-        )
+        return f"{who} has ended" if self.dead or self.left else f"no heartbeat of {who} for {self.silence:.0f} s"
 
 
 class Heartbeat:
