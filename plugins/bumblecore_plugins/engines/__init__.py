@@ -15,7 +15,9 @@ class TorchOptions(Options):
         "auto", description="Where to train; auto: the GPU where there is one, the CPU otherwise."
     )
     timeout_seconds: float = Field(
-        600.0, gt=0, description="How long a process waits for the others before the run ends with an error."
+        600.0,
+        gt=0,
+        description="Seconds that a collective may take, or a process be silent, before the run ends with an error.",
     )
     bucket_megabytes: float = Field(
         25.0, gt=0, description="Gradients are summed over processes in buckets of this size (10^6 bytes)."
@@ -49,7 +51,9 @@ class DeepSpeedOptions(Options):
         None, description="A DeepSpeed JSON file for everything else; what this configuration says must agree with it."
     )
     timeout_seconds: float = Field(
-        600.0, gt=0, description="How long a process waits for the others before the run ends with an error."
+        600.0,
+        gt=0,
+        description="Seconds that a collective may take, or a process be silent, before the run ends with an error.",
     )
 
 

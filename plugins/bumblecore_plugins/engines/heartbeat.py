@@ -146,9 +146,8 @@ class Heartbeat:
         """Tells the others that this rank leaves, and ends the threads. Whether they have ended."""
         self._leaving, self._leave_by = True, time.monotonic() + STOPPING / 2
         self._wake.set()
-        if self._wakeup_before is not None:
-            with suppress(ValueError):  # not in the main thread
-                signal.set_wakeup_fd(self._wakeup_before)
+        if self._wakeup_before is not None and threading.current_thread() is threading.main_thread():
+            signal.set_wakeup_fd(self._wakeup_before)
             self._wakeup_before = None
         with suppress(OSError):
             os.write(self._wakeup, b"\0")
