@@ -53,8 +53,9 @@ def problems_of(
         unknown = detail["type"] == "extra_forbidden"
         by_place.setdefault((_written_path(detail, data), unknown), []).append(detail)
     problems = []
+    outer = {path[:length] for path, _ in by_place for length in range(len(path))}
     for (path, unknown), details in by_place.items():
-        if any(other[: len(path)] == path and other != path for other, _ in by_place) and not unknown:
+        if path in outer and not unknown:
             continue  # a union reports the whole value too, for the branches that are further off
         full = (*prefix, *path)
         if unknown:

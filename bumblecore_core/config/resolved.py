@@ -86,7 +86,7 @@ def assembled(loaded: LoadedConfig, config: RunConfig, chosen: Mapping[KeyPath, 
         data_format=chosen.get(("data", "format")),
         formats=_formats("path", plain, chosen),
         eval_formats=_formats("eval_path", plain, chosen),
-        origins={dotted(path): _origin(path, loaded) for path in leaves(plain)},
+        origins=_origins(plain, loaded),
         plain=plain,
     )
 
@@ -126,8 +126,18 @@ def leaves(data: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
         yield path
 
 
-def _origin(path: KeyPath, loaded: LoadedConfig) -> str:
-    if not is_written(loaded.data, path) or path not in loaded.origins:
-        return "default"
-    inside = [origin for noted, origin in loaded.origins.items() if noted[: len(path)] == path]
-    return "command line" if COMMAND_LINE in inside else loaded.origins[path]
+def _origins(plain: Mapping[str, Any], loaded: LoadedConfig) -> dict[str, str]:
+    """The origin of each leaf. A value of which a part comes from the command line counts as coming from there."""
+    overridden = {
+        noted[:length]
+        for noted, origin in loaded.origins.items()
+        if origin == COMMAND_LINE
+        for length in range(1, len(noted) + 1)
+    }
+
+    def origin(path: KeyPath) -> str:
+        if not is_written(loaded.data, path) or path not in loaded.origins:
+            return "default"
+        return "command line" if path in overridden else loaded.origins[path]
+
+    return {dotted(path): origin(path) for path in leaves(plain)}

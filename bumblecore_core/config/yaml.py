@@ -19,9 +19,11 @@ import yaml
 from bumblecore_core.config.keys import KeyPath, dotted, printable, shown
 from bumblecore_core.config.scalars import READERS, TAG, PlainDumper, PlainLoader
 from bumblecore_core.errors import ConfigError, Problem, one
+from bumblecore_core.toolkit.regular_files import require_regular
 
 DEEPEST = 64
-MOST_NODES = 100_000  # aliases can repeat a node exponentially often
+MOST_NODES = 20_000  # PyYAML takes up to 0.1 ms for each, and aliases can repeat a node exponentially often
+LARGEST_BYTES = 512 << 10
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,22 @@ class Document:
 
 
 def read_text(path: Path) -> str:
-    """The text of a config file; a byte order mark is accepted. Raises `ConfigError` BC061 or BC003."""
+    """The text of a config file; a byte order mark is accepted.
+
+    Raises `ConfigError`: BC061 (missing, unreadable, not a regular file), BC003 (not UTF-8), BC068 (too large).
+    """
+    require_regular(path, ConfigError)
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(LARGEST_BYTES + 1)
     except (OSError, ValueError) as error:
         raise one(
             ConfigError, "BC061", _why_unreadable(path, error), _nearest_file(path), place=printable(str(path))
         ) from None
+    if len(raw) > LARGEST_BYTES:
+        problem = f"the config file has more than {LARGEST_BYTES:,} bytes"
+        fix = "Is it another file? A long list of data files can be written as a glob"
+        raise one(ConfigError, "BC068", problem, fix, place=printable(str(path)))
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -61,8 +72,6 @@ def read_text(path: Path) -> str:
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
-    if isinstance(error, IsADirectoryError):
-        return "the config file is a directory"
     if isinstance(error, FileNotFoundError):
         return "there is no such config file"
     return f"the config file cannot be read ({getattr(error, 'strerror', None) or type(error).__name__})"
@@ -105,7 +114,7 @@ def dump(data: Any) -> str:
 
 def _compose(text: str, place: Callable[[Mark], str]) -> yaml.Node | None:
     try:
-        loader = PlainLoader(text)
+        loader = _BoundedLoader(text)
         node: yaml.Node | None = loader.get_single_node()
         return node
     except yaml.reader.ReaderError as error:
@@ -113,6 +122,9 @@ def _compose(text: str, place: Callable[[Mark], str]) -> yaml.Node | None:
         mark = Mark(before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1)
         problem = f"a character that YAML does not allow (U+{ord(text[error.position]):04X})"
         fix = "Remove it, or write it as an escape in double quotes"
+    except _TooManyNodes as error:
+        mark = Mark(error.args[0].line + 1, error.args[0].column + 1)
+        problem, fix = f"more than {MOST_NODES:,} values", "Is it another file? A long list of data files can be a glob"
     except yaml.MarkedYAMLError as error:
         at = error.problem_mark or error.context_mark
         mark = Mark(at.line + 1, at.column + 1) if at else Mark(1, 1)
@@ -126,6 +138,24 @@ def _compose(text: str, place: Callable[[Mark], str]) -> yaml.Node | None:
     where = place(mark)
     where = f"{where}:{mark.column}" if where.endswith(f":{mark.line}") else where
     raise one(ConfigError, "BC068", problem, fix, place=where) from None
+
+
+class _TooManyNodes(Exception):
+    """More than `MOST_NODES`; its argument is a node's PyYAML mark."""
+
+
+class _BoundedLoader(PlainLoader):
+    """Stops while the text is composed: what comes after would take as long again for each node."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.nodes += 1
+        if self.nodes > MOST_NODES:
+            raise _TooManyNodes(self.get_mark())  # where the scanner is, which is at or just behind this node
+        return super().compose_node(parent, index)
 
 
 class _Builder:
@@ -142,7 +172,7 @@ class _Builder:
         """What `node` holds. Raises `ConfigError` for a document too deep or too large; notes all other problems."""
         self.nodes += 1
         if len(path) > DEEPEST or self.nodes > MOST_NODES:
-            problem = f"more than {DEEPEST} levels or {MOST_NODES} values (does an alias contain itself?)"
+            problem = f"more than {DEEPEST} levels or {MOST_NODES:,} values (does an alias contain itself?)"
             raise one(ConfigError, "BC068", problem, "Write the values out", place=self.place(_mark(node)))
         if isinstance(node, yaml.MappingNode) and node.tag == TAG + "map":
             return self._mapping(node, path)

@@ -10,6 +10,7 @@ from bumblecore_core.config.resolved import ResolvedRun, Selected
 from bumblecore_core.errors import ConfigError, Problem
 from bumblecore_core.records import ByContent
 from bumblecore_core.registry import singular
+from bumblecore_core.toolkit.regular_files import irregular
 
 
 def chosen_plugins(resolved: ResolvedRun) -> list[Selected[Any]]:
@@ -23,14 +24,11 @@ def require_named_files(resolved: ResolvedRun) -> None:
     problems = []
     for chosen in chosen_plugins(resolved):
         for option, file in _named(chosen).items():
-            try:
-                with file.open("rb") as opened:
-                    opened.read(1)
-            except OSError as error:
+            if (reason := _why_unreadable(file)) is not None:
                 problems.append(
                     Problem(
                         code="BC061",
-                        problem=f"the file for '{chosen.name}' cannot be read: {error.strerror or error}",
+                        problem=f"the file for '{chosen.name}' cannot be read: {reason}",
                         fix="Check the path",
                         place=str(file),
                         field=f"{singular(chosen.record.kind)}.{option}",
@@ -38,6 +36,17 @@ def require_named_files(resolved: ResolvedRun) -> None:
                 )
     if problems:
         raise ConfigError(problems)
+
+
+def _why_unreadable(file: Path) -> str | None:
+    if (kind := irregular(file)) is not None:
+        return f"it is {kind}"
+    try:
+        with file.open("rb") as opened:
+            opened.read(1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        return getattr(error, "strerror", None) or str(error)
+    return None
 
 
 def content_hashes(chosen: Selected[Any]) -> dict[str, str]:

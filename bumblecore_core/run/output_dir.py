@@ -19,6 +19,7 @@ from bumblecore_core.run.checkpoint.resume import NEVER
 from bumblecore_core.run.files import recover, write_text
 from bumblecore_core.run.lock import HARMLESS, RESHAPING, config_differences, numbers_hash
 from bumblecore_core.toolkit.history import HISTORY_FILE, INFO_FILE, LOCK_FILE, RUN_FILE
+from bumblecore_core.toolkit.regular_files import irregular, require_regular
 
 HEADER = "# The resolved configuration of this run.\n"
 OURS = (RUN_FILE, LOCK_FILE, INFO_FILE, FINAL, "logs", HISTORY_FILE, "report.html")
@@ -105,6 +106,8 @@ def clear(directory: Path, *, config: Path | None = None) -> None:
 
 
 def _written_by_a_run(directory: Path) -> bool:
+    if irregular(directory / RUN_FILE):
+        return False
     try:
         return (directory / RUN_FILE).read_text(encoding="utf-8").startswith(HEADER)
     except (OSError, UnicodeDecodeError):
@@ -112,6 +115,7 @@ def _written_by_a_run(directory: Path) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
+    require_regular(path, RunError, field="output_dir")
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

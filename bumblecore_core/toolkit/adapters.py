@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bumblecore_core.errors import BumbleError, ModelError, Problem, one
 from bumblecore_core.toolkit.json_files import require_json_object
+from bumblecore_core.toolkit.regular_files import require_readable_directory
 from bumblecore_core.toolkit.scorers import is_scorer, make_scorer_config
 
 if TYPE_CHECKING:
@@ -219,6 +220,7 @@ def _base_of(directory: Path, field: str) -> Path:
     named = named_base(directory)
     base = Path(named).expanduser()
     if named and (is_adapter(base) or (base / "config.json").is_file()):
+        require_readable_directory(base, field)
         return base
     place = str(directory / ADAPTER_CONFIG)
     problem = f"the adapter's base model is not at {named!r} (nothing is looked up on the network)"

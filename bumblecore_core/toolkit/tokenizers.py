@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from bumblecore_core.errors import BumbleError, ModelError, did_you_mean, one
 from bumblecore_core.toolkit.adapters import is_adapter
 from bumblecore_core.toolkit.json_files import require_json_object
+from bumblecore_core.toolkit.regular_files import require_readable_directory
 
 TEMPLATE_KEY = "model.chat_template"
 
@@ -22,15 +23,17 @@ def resolve_model_dir(path: str | Path, *, field: str = "model.path") -> Path:
     `final/` of a run's output directory.
 
     A path to a config.json stands for its directory. Raises `ModelError` BC061 (no such path, with the nearest name
-    beside it) or BC064 (a directory without a model). `field`: the config key that holds the path.
+    beside it; a file that is not a regular one) or BC064 (a directory without a model). `field`: the config key that
+    holds the path.
     """
     directory = Path(path).expanduser()
     if directory.name == "config.json" and os.path.isfile(directory):
-        return directory.parent
+        directory = directory.parent
     if not os.path.isdir(directory):  # unlike Path.is_dir, false for a name that is too long
         raise _missing(directory, field, "a directory")
     for candidate in (directory, directory / "final"):
         if (candidate / "config.json").is_file() or is_adapter(candidate):
+            require_readable_directory(candidate, field)
             return candidate
     if (directory / "run.yaml").exists():
         problem, fix = "this run has saved no final model", "let the run finish, with checkpoint.save_last: true"
@@ -60,6 +63,7 @@ def load_tokenizer(path: str | Path, *, chat_template: str | None = None, trust_
             place=str(directory),
             field="model.tokenizer",
         )
+    require_readable_directory(directory, "model.tokenizer")
     from transformers import AutoTokenizer
 
     try:

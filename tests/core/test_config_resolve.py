@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import cProfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from config_records import MINIMAL, Colour
 from bumblecore_core.config.schema import DEFAULT_LOGGERS
 from bumblecore_core.config.shape import CHOICES, sections
 from bumblecore_core.config.yaml import dump
+from bumblecore_core.errors import ConfigError
 
 
 def test_the_defaults(load):
@@ -112,3 +115,22 @@ def test_the_table_of_choices_is_that_of_the_schema():
     from bumblecore_core.config.schema import RunConfig
 
     assert set(choices(RunConfig)) == set(CHOICES)
+
+
+def calls_of(action) -> int:
+    """How many function calls an action takes: a measure of its time that does not depend on the machine."""
+    profile = cProfile.Profile()
+    profile.runcall(action)
+    return sum(entry.callcount for entry in profile.getstats())
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_the_time_grows_linearly_with_the_number_of_values(load, wrong):
+    def resolved(count: int):
+        entry = "{path: 1, weight: x}" if wrong else "a.json"
+        text = MINIMAL.replace("path: rows.jsonl", "path: [" + ", ".join([entry] * count) + "]")
+        with pytest.raises(ConfigError) if wrong else contextlib.nullcontext():
+            load(text)
+
+    resolved(10)  # fills caches
+    assert calls_of(lambda: resolved(400)) < 5 * calls_of(lambda: resolved(100))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,18 @@ def test_files_that_cannot_be_read(tmp_path: Path):
         read_text(tmp_path)
     with pytest.raises(ConfigError, match="BC061"):
         read_text(tmp_path / "missing" / "a\0b.yaml")
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for path, kind in (("pipe.yaml", "a FIFO"), ("/dev/zero", "a character device")):
+        with pytest.raises(ConfigError, match=rf"BC061 .*expected a regular file, got {kind}"):
+            read_text(tmp_path / path)
+    file.write_bytes(b"#" * (1 << 20))
+    with pytest.raises(ConfigError, match=r"BC068 .*run.yaml: the config file has more than 524,288 bytes"):
+        read_text(file)
+
+
+def test_the_parser_stops_at_too_many_values():
+    """A quarter of a megabyte of list items took the parser 20 seconds."""
+    assert [problem[:2] for problem in problems("x: 1\na:\n" + "- 1\n" * 30_000)] == [("BC068", "run.yaml:19999:1")]
 
 
 @settings(max_examples=150, deadline=None)

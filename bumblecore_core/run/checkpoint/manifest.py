@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bumblecore_core.run.files import write_synced
+from bumblecore_core.toolkit.regular_files import irregular
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -74,6 +75,8 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 def read_manifest(directory: Path) -> Manifest:
     """The manifest of `directory`. Raises `Torn` where there is none or it is not what was written, `Newer`."""
     path = directory / MANIFEST
+    if (kind := irregular(path)) is not None:
+        raise Torn(f"{MANIFEST} is {kind}")
     try:
         written = path.read_bytes()
     except FileNotFoundError:

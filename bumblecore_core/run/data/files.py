@@ -13,6 +13,7 @@ from bumblecore_core.config.resolved import Selected
 from bumblecore_core.config.schema import DataFile
 from bumblecore_core.errors import DataError, Problem
 from bumblecore_core.records import DataFormatRecord
+from bumblecore_core.toolkit.regular_files import SAVE_FIRST, irregular
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".txt", ".csv", ".parquet")
 
@@ -81,6 +82,9 @@ def _unusable(path: Path, field: str) -> Problem | None:
             problem="this is a directory",
             fix=f"Name its files with a glob such as {path / '*.jsonl'}.",
         )
+    if (kind := irregular(path)) is not None:
+        problem = f"expected a regular file, got {kind}"
+        return Problem(code="BC061", place=str(path), field=field, problem=problem, fix=SAVE_FIRST)
     if path.suffix.lower() not in SUFFIXES:
         what = f"the suffix {path.suffix}" if path.suffix else "a name without a suffix"
         return Problem(

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from bumblecore_core import DataError, ModelError, RunError, one
+from bumblecore_core.toolkit.regular_files import require_regular
 
 END_OF_TEXT = "<|endoftext|>"
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
@@ -100,9 +101,10 @@ def read_template(choice: str) -> str | None:
     if choice == "none":
         return None
     path = Path(__file__).with_name("chatml.jinja") if choice == "chatml" else Path(choice)
+    require_regular(path, ModelError, field="--chat-template")
     try:
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
         problem = "the chat template cannot be read"
         raise one(
             ModelError,

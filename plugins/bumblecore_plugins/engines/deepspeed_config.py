@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from bumblecore_core import ConfigError, EngineContext, one
+from bumblecore_core.toolkit.regular_files import require_regular
 from bumblecore_plugins.engines import DeepSpeedOptions
 from bumblecore_plugins.engines.precision import NAMES
 
@@ -41,6 +42,7 @@ def read_config_file(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
     file = Path(path).expanduser()
+    require_regular(file, ConfigError, field=FIELD)
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
