@@ -178,4 +178,6 @@ CODES: dict[str, str] = {
     "BC071": "a plugin needs a package that is not installed",
     "BC088": "ranks differ in configuration, data, model or versions",
     "BC089": "output_dir is not shared between the machines of a run",
+    "BC091": "a row is larger than data.max_row_bytes",
+    "BC092": "a chat template or regular expression exceeds its time or memory limit",
 }

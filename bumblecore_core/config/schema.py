@@ -90,12 +90,24 @@ class DataSection(Section):
         None, gt=0, lt=1, description="Share of the rows to hold out for evaluation, chosen by the seed."
     )
     txt_split: Literal["line", "paragraph", "file"] = Field("line", description="What one row of a .txt file is.")
+    max_row_bytes: int = Field(
+        16 << 20,
+        ge=1024,
+        le=2**31 - 1,
+        description="Rows with more bytes are refused before they are tokenized. Not checked again for token shards "
+        "that exist.",
+    )
     cache_dir: str | None = Field(
         None, description="Where token shards lie; default $BUMBLE_CACHE or ~/.cache/bumblecore."
     )
-    num_proc: int | None = Field(None, ge=0, description="Processes that tokenize (0: this one); by size when not set.")
+    num_proc: int | None = Field(
+        None, ge=0, le=1024, description="Processes that tokenize (0: this one); by size when not set."
+    )
     num_workers: int | None = Field(
-        None, ge=0, description="DataLoader workers; 2 per GPU when not set, none on CPU (batches are memory-mapped)."
+        None,
+        ge=0,
+        le=1024,
+        description="DataLoader workers; 2 per GPU when not set, none on CPU (batches are memory-mapped).",
     )
     strict: bool = Field(False, description="Make errors of the oddities that are otherwise dropped and counted.")
 

@@ -27,6 +27,7 @@ HARMLESS = (
     "loggers",
     "checkpoint",
     "data.cache_dir",
+    "data.max_row_bytes",
     "data.num_proc",
     "data.num_workers",
     "train.logging_steps",

@@ -120,9 +120,11 @@ def encode_chunks(
 def processes(num_proc: int | None, *, total_bytes: int, stage: Stage, make_stage: Callable[[], Stage] | None) -> int:
     """How many worker processes to use: by the size of the input where `num_proc` is None, none where the stage can
     neither be pickled nor be made by a picklable factory."""
-    wanted = num_proc
-    if wanted is None:
-        wanted = 0 if total_bytes < SMALL_BYTES else min(MOST_PROCESSES, os.cpu_count() or 1)
+    cores = os.cpu_count() or 1
+    if num_proc is not None:
+        wanted = min(num_proc, max(MOST_PROCESSES, cores))  # more than there are cores would only take memory
+    else:
+        wanted = 0 if total_bytes < SMALL_BYTES else min(MOST_PROCESSES, cores)
     if wanted > 1:
         try:
             pickle.dumps(make_stage if make_stage is not None else stage)

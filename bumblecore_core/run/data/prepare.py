@@ -92,6 +92,7 @@ def prepare_store(
                     reads=stage_record.reads,
                     stage=stage_record.name,
                     txt_split=data.txt_split,
+                    max_row_bytes=data.max_row_bytes,
                 ),
                 stage=stage,
                 stage_name=stage_record.name,

@@ -12,7 +12,7 @@ from bumblecore_core.protocols import DataFormat
 from bumblecore_core.records import DataFormatRecord
 from bumblecore_core.run.data.detect import choose_format, keys_of, kind_of, matching, wrong_kind
 from bumblecore_core.run.data.files import Source
-from bumblecore_core.run.data.reading import TxtSplit, read_rows
+from bumblecore_core.run.data.reading import LARGEST_ROW, TxtSplit, read_rows
 from bumblecore_core.run.data.text_lines import BadRow, FileRow, ReadNotes
 from bumblecore_core.values import Sample, SampleKind
 
@@ -44,6 +44,7 @@ def read_chunks(
     reads: SampleKind,
     stage: str,
     txt_split: TxtSplit = "line",
+    max_row_bytes: int = LARGEST_ROW,
 ) -> Iterator[Chunk]:
     """The samples of all files in order, in chunks whose bounds depend on the files alone.
 
@@ -53,20 +54,20 @@ def read_chunks(
     for index, source in enumerate(sources):
         converter = Converter(source, records=records, reads=reads, stage=stage)
         notes = ReadNotes()
-        chunk, start = Chunk(source=index, read=before), before
-        for item in read_rows(source.path, txt_split=txt_split, notes=notes):
+        chunk, size = Chunk(source=index, read=before), 0
+        for item in read_rows(source.path, txt_split=txt_split, notes=notes, max_row_bytes=max_row_bytes):
             if isinstance(item, BadRow):
                 chunk.problems.append((item.line, item.problem))
                 chunk.rows += item.line > 0
             else:
                 converter.add(item, chunk)
                 chunk.read = before + item.read
+                size += item.size
             if converter.hopeless:
                 break
-            if chunk.rows >= CHUNK_ROWS or chunk.read - start >= CHUNK_BYTES:
+            if chunk.rows >= CHUNK_ROWS or size >= CHUNK_BYTES:
                 yield _closed(chunk, notes, converter)
-                start = chunk.read
-                chunk = Chunk(source=index, read=start)
+                chunk, size = Chunk(source=index, read=chunk.read), 0
         before += source.path.stat().st_size
         chunk.read = before
         yield _closed(chunk, notes, converter)

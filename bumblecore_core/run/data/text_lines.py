@@ -1,4 +1,4 @@
-"""Bytes to text with places: UTF-8 with or without a BOM, and the values that readers yield."""
+"""Bytes to text with places: UTF-8 with or without a BOM, the values that readers yield, and their common problems."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from bumblecore_core.errors import Problem
 from bumblecore_core.run.data.strict_json import Oddity
 
 BOM = b"\xef\xbb\xbf"
+BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileRow:
-    """A parsed row. `line`: where it starts, from 1; `read`: bytes of the file read so far (for progress alone)."""
+    """A parsed row. `line`: where it starts, from 1; `read`: bytes of the file read so far (for progress alone);
+    `size`: bytes of the row when it is not compressed."""
 
     line: int
     row: dict[str, Any]
     read: int
+    size: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,15 +65,7 @@ def decode(path: Path, line: int, raw: bytes, offset: int, *, torn: bool = False
                     fix="Write the file again, or remove its last row.",
                 ),
             ) from None
-        raise BadFile(
-            line,
-            Problem(
-                code="BC003",
-                place=f"{path}:{line}",
-                problem=f"not UTF-8 at byte offset {offset + error.start}",
-                fix="Convert the file to UTF-8.",
-            ),
-        ) from None
+        raise BadFile(line, not_utf8(path, line, offset + error.start)) from None
 
 
 def refuse_nul(path: Path, line: int, raw: bytes, offset: int) -> None:
@@ -83,19 +78,75 @@ def refuse_nul(path: Path, line: int, raw: bytes, offset: int) -> None:
         raise BadFile(line, Problem(code="BC020", place=f"{path}:{line}", problem=problem, fix=fix))
 
 
-def text_lines(path: Path) -> Iterator[tuple[int, str, int]]:
-    """(line from 1, its text with the line end, bytes read so far). Raises `BadFile` at the first byte that is bad."""
+def raw_lines(path: Path, most: int) -> Iterator[tuple[int, bytes | None, int, int]]:
+    """(line from 1, its bytes with the line end and without a BOM, offset of the first, offset behind the last). A line
+    of more than `most` bytes is passed over in blocks and given as None."""
     with path.open("rb") as file:
-        offset = 0
-        for line, raw in enumerate(file, 1):
-            start, offset = offset, offset + len(raw)
-            if line == 1 and raw.startswith(BOM):
-                raw, start = raw[len(BOM) :], len(BOM)
-            refuse_nul(path, line, raw, start)
-            text = decode(path, line, raw, start)
-            yield line, text[:-2] + "\n" if text.endswith("\r\n") else text, offset
+        line, end = 0, 0
+        while raw := file.readline(most + 1):
+            line, start, end = line + 1, end, end + len(raw)
+            if len(raw) <= most or raw.endswith(b"\n"):
+                bom = len(BOM) if line == 1 and raw.startswith(BOM) else 0
+                yield line, raw[bom:], start + bom, end
+                continue
+            while not raw.endswith(b"\n") and (raw := file.readline(BLOCK)):
+                end += len(raw)
+            yield line, None, start, end
+
+
+def text_lines(path: Path, most: int) -> Iterator[tuple[int, str | None, int]]:
+    """(line from 1, its text with the line end or None for one of more than `most` bytes, bytes read so far). Raises
+    `BadFile` at the first byte that is bad."""
+    for line, raw, start, end in raw_lines(path, most):
+        if raw is None:
+            yield line, None, end
+            continue
+        refuse_nul(path, line, raw, start)
+        text = decode(path, line, raw, start)
+        yield line, text[:-2] + "\n" if text.endswith("\r\n") else text, end
 
 
 def problem_in(path: Path, line: int, odd: Oddity) -> Problem:
     """The problem of an oddity in the row that starts on `line`."""
     return Problem(code=odd.code, place=f"{path}:{line}", field=odd.field, problem=odd.problem, fix=odd.fix)
+
+
+def require_object(path: Path, line: int, value: Any) -> dict[str, Any]:
+    """`value` as a row. Raises `BadFile` BC011 for one that is no object."""
+    if isinstance(value, dict):
+        return value
+    problem = f"the row is a JSON {_JSON_NAMES.get(type(value), 'value')}, not an object"
+    fix = 'Write each row as an object with named fields, such as {"text": "…"}.'
+    raise BadFile(line, Problem(code="BC011", place=f"{path}:{line}", problem=problem, fix=fix))
+
+
+_JSON_NAMES: dict[type, str] = {list: "array", str: "string", int: "number", float: "number", bool: "boolean"}
+
+
+def malformed(path: Path, line: int, message: str, column: int | None = None) -> Problem:
+    """BC001 with the JSON decoder's message."""
+    where = f"line {line}" if column is None else f"line {line}, column {column}"
+    problem, fix = f"malformed JSON at {where}: {message}", "Correct the line or leave the row out."
+    return Problem(code="BC001", place=f"{path}:{line}", problem=problem, fix=fix)
+
+
+def not_utf8(path: Path, line: int, offset: int) -> Problem:
+    """BC003 with the byte's offset in the file."""
+    problem, fix = f"not UTF-8 at byte offset {offset}", "Convert the file to UTF-8."
+    return Problem(code="BC003", place=f"{path}:{line}", problem=problem, fix=fix)
+
+
+def torn(path: Path, line: int) -> Problem:
+    """BC010 for a row that the file's end cuts off."""
+    problem = "the file ends in the middle of a row: probably an interrupted write or download"
+    fix = "Write the file again, or remove its last row."
+    return Problem(code="BC010", place=f"{path}:{line}", problem=problem, fix=fix)
+
+
+def too_large(path: Path, line: int, max_row_bytes: int) -> Problem:
+    """BC091 for the row that starts on `line`."""
+    problem = f"the row has more than {max_row_bytes:,} bytes"
+    fix = (
+        "Split it, or raise data.max_row_bytes; tokenizing a row takes about 150 bytes of memory for each of its bytes."
+    )
+    return Problem(code="BC091", place=f"{path}:{line}", problem=problem, fix=fix)
