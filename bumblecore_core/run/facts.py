@@ -51,14 +51,13 @@ def step_facts(config: RunConfig, plan: BatchPlan) -> Facts:
     unit = "packed rows" if o.packing else "rows"
     batch = o.micro_batch_size * o.gradient_accumulation_steps * o.world_size
     devices = f" × {o.world_size} devices" if o.world_size > 1 else ""
-    end = plan.window(plan.total_steps - 1).epoch_after
     return [
         (
             "batch",
             f"{batch} {unit} a step: {o.micro_batch_size} in a micro-batch × {o.gradient_accumulation_steps} "
             f"accumulated{devices}",
         ),
-        ("steps", f"{plan.total_steps:,} ({end:.4g} epochs of {plan.window(0).total:,})"),
+        ("steps", f"{plan.total_steps:,} ({plan.epochs:.4g} epochs of {plan.window(0).total:,})"),
         ("output", config.output_dir),
     ]
 
@@ -122,10 +121,10 @@ def space_facts(config: RunConfig, weight_bytes: int, state_bytes: int) -> Facts
 
 
 def _largest_micro_batch(plan: BatchPlan, windows: int = 200) -> tuple[int, int]:
-    """(tokens, supervised) of the largest among the first windows' micro-batches."""
+    """(tokens, supervised) of the largest among the micro-batches of the first epoch's first windows."""
     sizes = [
         (int(plan.lengths[list(micro.rows)].sum()), micro.count)
-        for step in range(min(windows, plan.total_steps))
+        for step in range(min(windows, plan.total_steps, plan.window(0).total))
         for rank in plan.window(step).micro_batches
         for micro in rank
     ]

@@ -236,7 +236,7 @@ def _first_batches(prepared: Prepared, store: TokenStore) -> list[tuple[tuple[in
     for plan, of in ((prepared.plan, prepared.store), (prepared.eval_plan, prepared.eval_store)):
         if plan is None or of.directory != store.directory:
             continue
-        wanted = set(plan.rows.tolist())
+        wanted = set(plan.drawn_rows().tolist())
         for window in plan.windows():
             for micro in (micro for rank in window.micro_batches for micro in rank if micro.counts):
                 first = np.asarray([row not in seen for row in micro.rows])

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bumblecore_core.errors import DataError
+from bumblecore_core.run.data import plan as plan_module
 from bumblecore_core.run.data.packing import pack_bins
 from bumblecore_core.run.data.plan import BatchPlan, PlanOptions
 
@@ -125,6 +126,58 @@ def test_a_far_step_is_found_at_once():
     plan = make_plan(max_steps=10**9, weights=[1.5])
     assert plan.place(10**9 - 1) == divmod(10**9 - 1, 9)  # 11 rows and round(5.5) more, two in a step
     assert plan.window(10**9 - 1).total == 9
+
+
+def count_packings(monkeypatch):
+    packed = []
+
+    def counted(order, lengths, capacity):
+        packed.append(len(order))
+        return pack_bins(order, lengths, capacity)
+
+    monkeypatch.setattr(plan_module, "pack_bins", counted)
+    return packed
+
+
+@pytest.mark.parametrize(("epochs", "max_steps"), [(1e6, None), (1e6 - 0.5, None), (None, 10**9)])
+def test_the_number_of_steps_does_not_make_a_packed_plan_slow(monkeypatch, epochs, max_steps):
+    packed = count_packings(monkeypatch)
+    plan = make_plan(packing=True, epochs=epochs, max_steps=max_steps)
+    windows = plan.window(0).total
+    assert plan.total_steps == (max_steps or round(epochs * windows))
+    assert plan.epochs == pytest.approx(plan.total_steps / windows)
+    assert plan.place(plan.total_steps - 1) == divmod(plan.total_steps - 1, windows)
+    assert len(packed) == 1
+
+
+def test_packed_epochs_that_differ_are_counted_up_to_a_limit(monkeypatch):
+    monkeypatch.setattr(plan_module, "COUNTED_EPOCHS", 3)
+    monkeypatch.setattr(plan_module, "COUNTED_ROWS", 1)
+    packed = count_packings(monkeypatch)
+    options = {"packing": True, "weights": [1.5], "max_length": 30, "micro": 1}
+    each = [make_plan(max_steps=10**9, **options)._windows_in(epoch) for epoch in range(4)]
+    for epochs, steps in ((3, sum(each[:3])), (10**6, sum(each[:3]) + (10**6 - 3) * each[0])):
+        packed.clear()
+        assert make_plan(epochs=float(epochs), **options).total_steps == steps
+        assert len(packed) == 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=100), st.integers(20, 100), st.randoms())
+def test_the_number_of_bins_does_not_depend_on_the_order(lengths, capacity, random):
+    order = list(range(len(lengths)))
+    counts = set()
+    for _ in range(3):
+        counts.add(len(pack_bins(np.asarray(order), np.asarray(lengths), capacity)[1]))
+        random.shuffle(order)
+    assert len(counts) == 1
+
+
+def test_rows_of_a_file_whose_weight_rounds_to_none_are_not_drawn():
+    sources = np.asarray([0] * 6 + [1] * 5, dtype=np.int32)
+    plan = make_plan(max_steps=10**9, sources=sources, weights=[1.0, 1e-3])
+    assert plan.drawn_rows().tolist() == [0, 1, 2, 3, 4, 5]
+    assert {row for step in range(3) for row in rows_of(plan.window(step))} == set(range(6))
 
 
 @settings(max_examples=60, deadline=None)

@@ -16,8 +16,10 @@ from functools import lru_cache
 import numpy as np
 
 from bumblecore_core.errors import DataError, one
-from bumblecore_core.run.data.packing import pack_bins
+from bumblecore_core.run.data.packing import GROUP, pack_bins
 from bumblecore_core.toolkit.seeds import derive_seed
+
+COUNTED_EPOCHS, COUNTED_ROWS = 10, 5_000_000  # whichever is more epochs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +75,8 @@ class BatchPlan:
 
     `lengths`, `counts`: (n,) of the token store; `rows`: indices of the rows to use; `sources`: (n,) data file of each
     row; `weights`: per data file, how often its rows appear in an epoch. Either `epochs` or `max_steps` ends it.
+    Packed epochs can differ in length by a few windows. At least 10 of them are counted exactly; those after
+    `COUNTED_ROWS` are assumed to be as long as the first, so that no number of epochs makes planning slow.
     Raises `DataError` BC008 where the weights leave an epoch without a row.
     """
 
@@ -92,12 +96,16 @@ class BatchPlan:
         self.sources = np.zeros(len(lengths), dtype=np.int32) if sources is None else sources
         self.weights = tuple(weights)
         self._sizes = self._rows_by_source()
-        if not sum(whole * len(own) + rest for own, whole, rest in self._sizes):
+        self._rows_in_epoch = sum(whole * len(own) + rest for own, whole, rest in self._sizes)
+        if not self._rows_in_epoch:
             problem = f"the weights of the data files leave none of {len(rows):,} examples in an epoch"
             raise one(DataError, "BC008", problem, "Raise the weights", field="data.path")
         # Two epochs at most are alive at once (the one running, and the next for prefetching workers).
         self._units = lru_cache(maxsize=2)(self._make_units)
-        self._windows_in = lru_cache(maxsize=None)(self._count_windows)
+        self._counted = lru_cache(maxsize=None)(self._count_windows)
+        # One group of the same rows gives as many bins in any order: best fit looks at their sorted lengths alone.
+        same_rows = not any(rest for _, _, rest in self._sizes)
+        self._equal_epochs = not options.packing or (same_rows and self._rows_in_epoch <= GROUP)
         self.total_steps = max_steps if max_steps is not None else self._steps_of(epochs or 1.0)
 
     def window(self, step: int) -> Window:
@@ -116,13 +124,22 @@ class BatchPlan:
 
     def place(self, step: int) -> tuple[int, int]:
         """(epoch, window in it) of a step."""
-        if not self.options.packing:  # epochs are equally long
+        if self._equal_epochs:
             return divmod(step, self._windows_in(0))
         epoch = 0
         while step >= self._windows_in(epoch):
             step -= self._windows_in(epoch)
             epoch += 1
         return epoch, step
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the data in `total_steps`, each taken as long as the first."""
+        return self.total_steps / self._windows_in(0)
+
+    def drawn_rows(self) -> np.ndarray:
+        """The rows that epochs draw from: all but those of files whose weight rounds to no row."""
+        return np.concatenate([own for own, whole, rest in self._sizes if whole or rest])
 
     def tokens(self, epoch: int = 0) -> int:
         """Tokens of an epoch."""
@@ -135,15 +152,19 @@ class BatchPlan:
 
     def _steps_of(self, epochs: float) -> int:
         whole = math.floor(epochs)
-        steps = sum(map(self._windows_in, range(whole))) if self.options.packing else whole * self._windows_in(0)
-        # ceil, less a hair: 0.1 + 0.2 epochs of 10 windows are 3 windows, not 4
-        return max(1, steps + math.ceil((epochs - whole) * self._windows_in(whole) - 1e-9) if epochs > whole else steps)
+        counted = 0 if self._equal_epochs else min(whole, max(COUNTED_EPOCHS, COUNTED_ROWS // self._rows_in_epoch))
+        steps = sum(map(self._windows_in, range(counted))) + (whole - counted) * self._windows_in(0)
+        if epochs > whole:
+            last = self._windows_in(whole if counted == whole else 0)
+            # ceil, less a hair: 0.1 + 0.2 epochs of 10 windows are 3 windows, not 4
+            steps += math.ceil((epochs - whole) * last - 1e-9)
+        return max(1, steps)
+
+    def _windows_in(self, epoch: int) -> int:
+        return self._counted(0 if self._equal_epochs else epoch)
 
     def _count_windows(self, epoch: int) -> int:
-        if self.options.packing:
-            units = len(self._units(epoch)[1]) - 1
-        else:
-            units = sum(whole * len(own) + rest for own, whole, rest in self._sizes)
+        units = len(self._units(epoch)[1]) - 1 if self.options.packing else self._rows_in_epoch
         return math.ceil(units / self._units_in_window)
 
     @property
