@@ -163,30 +163,13 @@ def assemble(
     times: PluginTimes | None = None,
 ) -> Assembled:
     """Model, adapter, policy, loss, optimizer and schedule, wrapped by the engine. `checkpoint`: take the weights from
-    there, in the dtype in which the run first had them, so that buffers made beside them are the same too."""
+    there, in a dtype that holds both its files and the start model's: neither is rounded."""
     resolved, config = prepared.resolved, prepared.resolved.config
     implementation, attention = chosen_attention(prepared, registry, engine)
-    from_config = resolved.stage.record.model_from == "config"
     adapter: Adapter | None = build(resolved.adapter) if resolved.adapter is not None else None
-
-    def build_trained() -> Any:
-        model = build_model(
-            directory=checkpoint if checkpoint is not None and adapter is None else prepared.model_dir,
-            from_config=from_config and checkpoint is None,
-            dtype=torch.float32 if from_config else stored_dtype(prepared.model_dir),
-            attention=implementation,
-            seed=config.train.seed,
-            gradient_checkpointing=config.model.gradient_checkpointing,
-            trust_remote_code=config.model.trust_remote_code,
-            head=resolved.stage.record.head,
-            pad_token_id=prepared.tokenizer.pad_token_id,
-            skeleton=not engine.holds_model,
-        )
-        if adapter is None:
-            return model
-        return adapted(resolved, adapter, model, base=prepared.model_dir, checkpoint=checkpoint)
-
-    model = on_all_ranks(engine, build_trained, "loading the model")
+    model = on_all_ranks(
+        engine, lambda: _trained_model(prepared, engine, adapter, implementation, checkpoint), "loading the model"
+    )
     about, warnings = described(resolved, adapter, model)
     loss = timed(times, "losses", resolved.loss.name, build(resolved.loss))
     module = TrainModule(
@@ -225,6 +208,31 @@ def assemble(
         warnings=warnings,
         placement=placement_of(engine),
     )
+
+
+def _trained_model(
+    prepared: Prepared, engine: Engine, adapter: Adapter | None, attention: str, checkpoint: Path | None
+) -> Any:
+    resolved, config = prepared.resolved, prepared.resolved.config
+    from_config = resolved.stage.record.model_from == "config"
+    start_dtype = torch.float32 if from_config else stored_dtype(prepared.model_dir)
+    weights = checkpoint if adapter is None else None
+    model = build_model(
+        directory=weights or prepared.model_dir,
+        from_config=from_config and weights is None,
+        dtype=torch.promote_types(start_dtype, stored_dtype(weights)) if weights else start_dtype,
+        buffer_dtype=start_dtype,  # some buffers are computed in the dtype that a model is made in (Gemma's scale)
+        attention=attention,
+        seed=config.train.seed,
+        gradient_checkpointing=config.model.gradient_checkpointing,
+        trust_remote_code=config.model.trust_remote_code,
+        head=resolved.stage.record.head,
+        pad_token_id=prepared.tokenizer.pad_token_id,
+        skeleton=not engine.holds_model,
+    )
+    if adapter is None:
+        return model
+    return adapted(resolved, adapter, model, base=prepared.model_dir, checkpoint=checkpoint)
 
 
 def _require_rows(resolved: ResolvedRun, stage: Stage) -> None:

@@ -45,6 +45,7 @@ def build_model(
     gradient_checkpointing: bool = False,
     trust_remote_code: bool = False,
     dtype: torch.dtype | None = None,
+    buffer_dtype: torch.dtype | None = None,
     head: ModelHead = "language_model",
     pad_token_id: int | None = None,
     skeleton: bool = False,
@@ -56,9 +57,10 @@ def build_model(
 
     `from_config`: random float32 weights from a stream of `seed`, which leaves the global generator as it was; else the
     directory's own weights, in `dtype` or in one that loses nothing (`weights.stored_dtype`). Where `directory` holds
-    an adapter, its base is loaded and the adapter folded in, which wants float32. `attention` is a name that
-    transformers knows (see `attention.select_attention`); it stays out of a saved config.json. `skeleton`: the same
-    model without weights: parameters have shape and dtype and no memory.
+    an adapter, its base is loaded and the adapter folded in, which wants float32. `buffer_dtype`: the buffers are those
+    of a model loaded in this dtype (default: `dtype`). `attention` is a name that transformers knows (see
+    `attention.select_attention`); it is not written to a saved config.json. `skeleton`: the same model without weights:
+    parameters have shape and dtype and no memory.
 
     Raises `ModelError`: BC029 (a weight file is missing), BC030 (missing, unexpected or misshapen weights), BC064
     (anything else that keeps the model from loading), and `ConfigError` BC039 where the model has no gradient
@@ -76,12 +78,16 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "init"))
         if skeleton:
-            model = without_memory(lambda: _from_config(config, directory, head, **options), dtype or torch.float32)
+            dtype = dtype or torch.float32
+            model = without_memory(lambda: _from_config(config, directory, head, dtype=dtype, **options))
         elif from_config:
             model = _from_config(config, directory, head, **options)
         else:
-            options["dtype"] = dtype or stored_dtype(directory)
-            model = _from_weights(config, base, head, fresh_score=fresh_score, **options)
+            dtype = dtype or stored_dtype(directory)
+            model = _from_weights(config, base, head, fresh_score=fresh_score, dtype=dtype, **options)
+        if buffer_dtype not in (None, dtype):
+            made = without_memory(lambda: _from_config(config, directory, head, dtype=buffer_dtype, **options))
+            _take_buffers(model, made)
     if not from_config and not skeleton:
         for adapter in adapters:
             model = fold_in(model, adapter)
@@ -156,9 +162,11 @@ def _auto_class(head: ModelHead) -> Any:
     return AutoModelForCausalLM if head == "language_model" else AutoModelForSequenceClassification
 
 
-def _from_config(config: Any, directory: Path, head: ModelHead, **options: Any) -> Any:
+def _from_config(
+    config: Any, directory: Path, head: ModelHead, *, dtype: torch.dtype | None = torch.float32, **options: Any
+) -> Any:
     with _reported(directory / "config.json"):
-        model = _auto_class(head).from_config(config, dtype=torch.float32, **options)
+        model = _auto_class(head).from_config(config, dtype=dtype, **options)
     _require_score(model, head, directory)
     return model
 
@@ -176,6 +184,16 @@ def _from_weights(config: Any, directory: Path, head: ModelHead, *, fresh_score:
     _require_score(model, head, directory)
     _check_loaded(info, directory, fresh_score=fresh_score)
     return model
+
+
+def _take_buffers(model: Any, other: Any) -> None:
+    """Gives `model` the computed buffers of `other`, and its loaded ones the dtypes of `other`'s."""
+    modules = dict(other.named_modules())
+    for name, module in model.named_modules():
+        for key, made in modules[name]._buffers.items():
+            if made is not None and (own := module._buffers[key]) is not None:
+                computed = key in module._non_persistent_buffers_set
+                module._buffers[key] = made if computed else own.to(made.dtype)
 
 
 def _require_score(model: Any, head: ModelHead, directory: Path) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 
-def without_memory(build: Callable[[], Any], dtype: torch.dtype) -> Any:
-    """What `build` makes, with each parameter one number of `dtype` seen through the parameter's shape. Buffers are
-    real: they are computed, not loaded. Tied parameters stay tied."""
+def without_memory(build: Callable[[], Any]) -> Any:
+    """What `build` makes, with each parameter one number of its dtype seen through its shape. Buffers are real: they
+    are computed, not loaded. Tied parameters stay tied."""
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):
@@ -20,7 +20,7 @@ def without_memory(build: Callable[[], Any], dtype: torch.dtype) -> Any:
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 if id(parameter) not in made:
-                    values = torch.zeros((), dtype=dtype).expand(parameter.shape)
+                    values = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
                     made[id(parameter)] = torch.nn.Parameter(values, requires_grad=parameter.requires_grad)
                 module._parameters[name] = made[id(parameter)]
     model.tie_weights()

@@ -126,7 +126,9 @@ def read_weights(directory: Path, *, field: str = "model.path") -> dict[str, tor
 
 
 def put_weights(model: Any, tensors: Mapping[str, torch.Tensor], directory: Path, *, field: str = "model.path") -> None:
-    """Puts tensors under their saved names into the PEFT `model`; see `load_weights`."""
+    """Puts tensors under their saved names into the PEFT `model`; see `load_weights`. What is trained takes a dtype that
+    holds the saved values: a copy of a bf16 module that was trained in float32 must not be rounded."""
+    import torch
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     own = get_peft_model_state_dict(model, save_embedding_layers=False)
@@ -141,6 +143,10 @@ def put_weights(model: Any, tensors: Mapping[str, torch.Tensor], directory: Path
     if wrong:
         more = f" … and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise _other_base("; ".join(wrong[:SHOWN]) + more, named_base(directory), model, directory, field)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            for dtype in {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}:
+                parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, dtype))
     set_peft_model_state_dict(model, dict(tensors))
 
 
