@@ -126,8 +126,8 @@ def read_weights(directory: Path, *, field: str = "model.path") -> dict[str, tor
 
 
 def put_weights(model: Any, tensors: Mapping[str, torch.Tensor], directory: Path, *, field: str = "model.path") -> None:
-    """Puts tensors under their saved names into the PEFT `model`; see `load_weights`. What is trained takes a dtype that
-    holds the saved values: a copy of a bf16 module that was trained in float32 must not be rounded."""
+    """Puts tensors under their saved names into the PEFT `model`; see `load_weights`. Trainable parameters get a dtype
+    that holds the saved values: a copy of a bf16 module that was trained in float32 must not be rounded."""
     import torch
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
