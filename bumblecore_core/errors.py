@@ -180,4 +180,5 @@ CODES: dict[str, str] = {
     "BC089": "output_dir is not shared between the machines of a run",
     "BC091": "a row is larger than data.max_row_bytes",
     "BC092": "a chat template or regular expression exceeds its time or memory limit",
+    "BC072": "weights to save are not finite",
 }

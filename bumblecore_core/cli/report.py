@@ -69,6 +69,8 @@ def _how_it_went(outcome: Outcome) -> str:
         figures += f", loss {result.summary['loss']:.4f}"
     if "eval_loss" in result.summary:
         figures += f", evaluation loss {result.summary['eval_loss']:.4f}"
+    if skipped := int(result.summary.get("skipped_steps", 0)):
+        figures += f", {skipped:,} skipped because a loss or gradient was not finite"
     if result.status == "complete":
         return f"complete: {figures}"
     name = signal.Signals(outcome.stopped_by).name

@@ -49,6 +49,11 @@ def writing_path(path: Path) -> Path:
     return path.with_name(f".{path.name}{WRITING}")
 
 
+def final_path(temporary: Path) -> Path:
+    """The path that `writing_path` made `temporary` from."""
+    return temporary.with_name(temporary.name.removeprefix(".").removesuffix(WRITING))
+
+
 def fresh_beside(directory: Path) -> Path:
     """An empty directory `.NAME.writing` beside `directory`; what an earlier attempt left there is deleted."""
     temporary = writing_path(directory)

@@ -78,6 +78,8 @@ def train(
         engine.advance_schedule(metric=None)
         progress.count_window(window, int(tokens))
         _count_skips(progress, result.skipped, not_finite, window, engine.rank, options)
+        if progress.step == options.total_steps:  # before the last checkpoint: what learned nothing is not saved
+            _require_a_good_step(progress)
 
         seconds, started = time.perf_counter() - started, time.perf_counter()
         totals = {"tokens": float(progress.tokens), "skipped_steps": float(progress.skipped)}
@@ -105,6 +107,7 @@ def train(
             _evaluate_once(engine, evaluation, loggers, progress, saver)
         saver.save_if_due(options.total_steps)
         started += time.perf_counter() - reported  # evaluation and saving are no part of a step
+    _require_a_good_step(progress)  # also of a run that was resumed at its end
 
 
 def evaluate(engine: Engine, micros: Micros, between: Callable[[], None] | None = None) -> dict[str, float]:
@@ -215,6 +218,14 @@ def _count_skips(
     )
     fix = "Lower optimizer.lr or look at these rows; train.max_skipped_steps sets how many steps may be skipped"
     raise RunError([Problem(code="BC057", place="".join(places[:1]), problem=problem, fix=fix)])
+
+
+def _require_a_good_step(progress: Progress) -> None:
+    """Raises `RunError` BC057 where every step was skipped: such a run has trained nothing and is not complete."""
+    if progress.skipped == progress.step > 0:
+        problem = f"no optimizer step succeeded: in all {progress.step} the loss or the gradient was not finite"
+        fix = "Lower optimizer.lr, or check the data and the model's weights; nothing was trained, so no model is saved"
+        raise RunError([Problem(code="BC057", problem=problem, fix=fix)])
 
 
 def _rate_figures(rates: Mapping[str, float]) -> dict[str, float]:

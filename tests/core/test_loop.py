@@ -192,6 +192,13 @@ def test_losses_that_stay_not_finite_end_the_run_and_name_step_rank_and_rows():
     assert "data.json:" in line
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_run_whose_every_step_was_skipped_is_an_error(steps):
+    with pytest.raises(RunError, match=f"BC057.*no optimizer step succeeded: in all {steps} "):
+        run(PlainEngine(poison=range(7)), steps=steps, max_skipped_steps=3)
+    run(PlainEngine(poison=[0]), steps=3, max_skipped_steps=3)
+
+
 def test_a_window_without_supervised_tokens_names_its_rows(monkeypatch):
     monkeypatch.setitem(globals(), "COUNTS", np.zeros(7, dtype=int))
     with pytest.raises(RunError, match=r"BC008.*data\.json:"):

@@ -9,20 +9,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bumblecore_core.errors import RunError, one
 from bumblecore_core.protocols import Adapter
 from bumblecore_core.run.checkpoint.manifest import FileEntry, Manifest, describe, write_manifest
-from bumblecore_core.run.files import disk_errors, put_in_place, sync
+from bumblecore_core.run.files import disk_errors, final_path, put_in_place, sync
 
 if TYPE_CHECKING:
     import torch
 
 STATE = "state"
 PART = "part.json"
+SHOWN_WEIGHTS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelParts:
-    """What is saved of a model. Raises nothing by itself."""
+    """What is saved of a model."""
 
     model: Any
     tokenizer: Any
@@ -36,13 +38,29 @@ class ModelParts:
         return None if adapter is None else lambda name: adapter.saves(name=name)
 
     def write(self, directory: Path, state: Mapping[str, torch.Tensor]) -> None:
-        """Safetensors shards (or the adapter alone), config, generation config, tokenizer and chat template."""
+        """Safetensors shards (or only the adapter), config, generation config, tokenizer and chat template. Raises
+        `RunError` BC072 where a weight is not finite: rotation must not trade a good checkpoint for a useless one."""
+        require_finite(state, final_path(directory))
         if self.adapter is None:
             with _quietly():
                 self.model.save_pretrained(directory, state_dict=dict(state), max_shard_size=self.max_shard_size)
         else:
             self.adapter.save(model=self.model, state=state, directory=directory)
         self.tokenizer.save_pretrained(directory)
+
+
+def require_finite(state: Mapping[str, torch.Tensor], place: Path) -> None:
+    """Raises `RunError` BC072, with names, where a weight has a NaN or an infinity."""
+    import torch
+
+    floating = {name: tensor for name, tensor in state.items() if tensor.is_floating_point() and tensor.numel()}
+    # one pass without a temporary of the weight's size; NaN is its own minimum and maximum
+    wrong = [name for name, tensor in floating.items() if not torch.stack(torch.aminmax(tensor)).isfinite().all()]
+    if wrong:
+        names = ", ".join(wrong[:SHOWN_WEIGHTS]) + " …" * (len(wrong) > SHOWN_WEIGHTS)
+        problem = f"{len(wrong)} of {len(state)} weights are not finite ({names}), so this is not saved"
+        fix = "Lower optimizer.lr or set train.max_grad_norm, and resume from an earlier checkpoint or start over"
+        raise one(RunError, "BC072", problem, fix, place=str(place))
 
 
 def rank_directory(temporary: Path, rank: int) -> Path:
