@@ -23,13 +23,13 @@ def announce(info: RunInfo) -> None:
         click.echo(line)
 
 
-def ended(output_dir: str, outcome: Outcome) -> None:
-    """Where everything is, and how it went."""
+def ended(output_dir: str, outcome: Outcome, *, overwrite: bool = False) -> None:
+    """Where everything is, and how it went. `overwrite`: the run was started with --overwrite."""
     result = outcome.result
     if outcome.reused:
         click.echo(f"complete: {output_dir} holds this very run already (--overwrite trains it again)")
         return
-    click.echo(_how_it_went(outcome))
+    click.echo(_how_it_went(outcome, overwrite=overwrite))
     if saving := _saving(result.summary):
         click.echo(saving)
     names = {
@@ -62,7 +62,7 @@ def _loads(final: Path) -> str:
     return f"reward {loads}" if scores else f"{loads} and `bumble generate`"
 
 
-def _how_it_went(outcome: Outcome) -> str:
+def _how_it_went(outcome: Outcome, *, overwrite: bool) -> str:
     result = outcome.result
     figures = f"{result.steps:,} steps, {result.seconds:.1f} s"
     if "loss" in result.summary:
@@ -76,7 +76,8 @@ def _how_it_went(outcome: Outcome) -> str:
     name = signal.Signals(outcome.stopped_by).name
     if result.steps == 0:
         return f"interrupted by {name} before the first step was done: nothing was saved"
-    return f"interrupted by {name}: {figures}; saved, and the same command goes on from there"
+    again = "the same command without --overwrite resumes it" if overwrite else "the same command goes on from there"
+    return f"interrupted by {name}: {figures}; saved, and {again}"
 
 
 def _saving(summary: Mapping[str, float]) -> str | None:

@@ -23,7 +23,7 @@ AS_A_SHELL_DOES = 128  # a run that a signal ended exits with this and the signa
 @click.argument("configs", nargs=-1, required=True, metavar="RUN.YAML…")
 @set_option
 @nproc_option
-@click.option("--overwrite", is_flag=True, help="Delete what an earlier run left in output_dir and start anew.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier run in output_dir, once the new one has trained.")
 @click.option("--resume", metavar="auto|never|DIR", help="What to go on from; the same as --set checkpoint.resume=…")
 @click.option(
     "--allow",
@@ -91,7 +91,7 @@ def _train(app: AppContext, resolved: Sequence[ResolvedRun], *, overwrite: bool,
         with located(one):
             outcome = execute(one, app.registry(), app.switches, overwrite=overwrite, announce=announce, times=times)
         if outcome.rank == 0:
-            ended(one.config.output_dir, outcome)
+            ended(one.config.output_dir, outcome, overwrite=overwrite)
         if outcome.rank == 0 and times is not None:
             click.echo("\n".join(["time per plugin and phase (phases nest)", *times.lines(outcome.result.seconds)]))
         if outcome.stopped_by:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bumblecore_core.config.resolved import ResolvedRun
 from bumblecore_core.errors import BumbleError
@@ -26,25 +26,29 @@ from bumblecore_core.run.assemble import (
     prepare,
 )
 from bumblecore_core.run.checkpoint.folder import FINAL
-from bumblecore_core.run.checkpoint.resume import agreed_start, check_start, restore
+from bumblecore_core.run.checkpoint.resume import agreed_start, restore
 from bumblecore_core.run.checkpoint.saver import Saver
 from bumblecore_core.run.checkpoint.streams import seed_streams
 from bumblecore_core.run.checkpoint.writing import ModelParts, commit, write_part
 from bumblecore_core.run.console import note
 from bumblecore_core.run.data.loader import rank_windows
 from bumblecore_core.run.directory_lock import held
-from bumblecore_core.run.files import disk_errors, fresh_beside, recover
+from bumblecore_core.run.earlier import find_finished_run, is_complete
+from bumblecore_core.run.files import disk_errors, fresh_beside
 from bumblecore_core.run.info import Status, run_info, run_result, write_info
 from bumblecore_core.run.interrupts import EarlyInterrupts, Interrupts, Stopped
-from bumblecore_core.run.lock import make_lock, numbers_hash
+from bumblecore_core.run.lock import lock_digest, make_lock
 from bumblecore_core.run.loggers import Loggers
 from bumblecore_core.run.loop import LoopOptions, train
+from bumblecore_core.run.overwrite import discard, restored_unless_replaced, set_aside
 from bumblecore_core.run.profiling import PluginTimes, timed
 from bumblecore_core.run.progress import Progress
 from bumblecore_core.run.rank_comparison import compared_config, compared_contents, require_same, require_shared
 from bumblecore_core.run.reference import ask_before_training, ask_what_is_trained, wanted_reference
 from bumblecore_core.run.speed import Speed, speed_of
 from bumblecore_core.values import RunInfo, RunResult
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +71,7 @@ def execute(
     announce: Callable[[RunInfo], None],
     times: PluginTimes | None = None,
 ) -> Outcome:
-    """Trains and saves, going on from a checkpoint where there is one. `announce` gets the start summary on rank 0;
+    """Trains and saves, resuming from a checkpoint where there is one. `announce` gets the start summary on rank 0;
     `times` collects what plugins took. Raises `BumbleError` for whatever is wrong."""
     directory = Path(resolved.config.output_dir)
     engine = timed(times, "engines", resolved.engine.name, build_engine(resolved))
@@ -75,12 +79,13 @@ def execute(
         require_same(engine, compared_config(resolved, engine, overwrite=overwrite))
         on_all_ranks(engine, lambda: _ready(engine, directory), "opening the output directory")
         require_shared(engine, directory)
-        with EarlyInterrupts() as early, held(directory, needed=engine.rank == 0):
-            if _done_before(resolved, engine, directory, overwrite):
-                final = directory / FINAL
-                result = RunResult(status="complete", steps=0, final_dir=final, seconds=0.0, summary={})
-                return Outcome(result=result, rank=engine.rank, reused=True)
-            return _run(resolved, registry, switches, engine, early, announce, times)
+        writes = engine.rank == 0
+        with (
+            EarlyInterrupts() as early,
+            held(directory, needed=writes),
+            restored_unless_replaced(directory, needed=writes),
+        ):
+            return _run(resolved, registry, switches, engine, early, overwrite, announce, times)
     finally:
         engine.close()
 
@@ -90,34 +95,23 @@ def _ready(engine: Engine, directory: Path) -> None:
         output_dir.require_writable(directory)
 
 
-def _done_before(resolved: ResolvedRun, engine: Engine, directory: Path, overwrite: bool) -> bool:
-    """Whether this very run is complete already; rank 0 looks and tells the others."""
-
-    def look() -> bool:
-        if engine.rank != 0:
-            return False
-        if overwrite:
-            output_dir.clear(directory, config=resolved.path)
-        recover(directory)
-        return output_dir.is_complete(directory, resolved.to_dict())
-
-    done = on_all_ranks(engine, look, "looking at the output directory")
-    return bool(engine.sum_over_ranks([float(done)])[0])
-
-
 def _run(
     resolved: ResolvedRun,
     registry: Registry,
     switches: PluginSwitches,
     engine: Engine,
     early: EarlyInterrupts,
+    overwrite: bool,
     announce: Callable[[RunInfo], None],
     times: PluginTimes | None,
 ) -> Outcome:
     started = time.perf_counter()
     config, directory = resolved.config, Path(resolved.config.output_dir)
+    finished = find_finished_run(resolved, engine, overwrite=overwrite)
     loggers = on_all_ranks(engine, lambda: _loggers(resolved, engine, times), "making the loggers")
-    start = agreed_start(engine, directory, config.checkpoint.resume)
+    start = None
+    if finished is None:  # else its checkpoints are read only where it does not turn out to be this run
+        start = agreed_start(engine, directory, config.checkpoint.resume, overwrite=overwrite)
     speaks = engine.rank == 0
 
     def prepare_and_describe() -> tuple[Prepared, dict[str, Any]]:
@@ -126,10 +120,12 @@ def _run(
 
     prepared, lock = on_all_ranks(engine, prepare_and_describe, "preparing data, tokenizer and model configuration")
     require_same(engine, compared_contents(lock, prepared.plan))
-    warnings: list[str] = []
-    if start is not None:
-        reshaping = [f"engine.{name}" for name in resolved.engine.record.reshaping]
-        warnings += [*start.warnings, *check_start(start, lock, allowed=config.checkpoint.allow, reshaping=reshaping)]
+    if finished is not None:
+        if is_complete(resolved, engine, finished, lock):
+            result = RunResult(status="complete", steps=0, final_dir=directory / FINAL, seconds=0.0, summary={})
+            return Outcome(result=result, rank=engine.rank, reused=True)
+        start = agreed_start(engine, directory, config.checkpoint.resume)
+    warnings = [] if start is None else output_dir.check_start_here(resolved, start, lock)
     wanted = wanted_reference(prepared)
     asked = ask_before_training(wanted, prepared, registry, engine, resuming=start is not None)
     assembled = assemble(prepared, registry, engine, start.path if start else None, times)
@@ -144,6 +140,14 @@ def _run(
     info = run_info(
         prepared, assembled, start, progress, warnings=[*warnings, *assembled.warnings], speed=speed, reference=asked
     )
+    if overwrite:
+        on_all_ranks(engine, lambda: set_aside(resolved) if speaks else None, "moving the earlier run aside")
+    good_steps = progress.good_steps
+
+    def replace_if_trained() -> None:
+        if overwrite and speaks and progress.good_steps > good_steps:
+            discard(directory)
+
     if speaks:
         output_dir.write_run_files(directory, resolved.to_dict(), lock)
         write_info(info, None, reads=resolved.stage.record.reads)
@@ -168,10 +172,10 @@ def _run(
         )
         train_started = time.perf_counter()
         try:
-            _train(prepared, engine, loggers, progress, saver, speed)
+            _train(prepared, engine, loggers, progress, saver, speed, replace_if_trained)
             saver.finish()
             if config.checkpoint.save_last:
-                final = _save_final(prepared, assembled, engine, loggers, progress, directory / FINAL)
+                final = _save_final(prepared, assembled, engine, loggers, progress, lock, directory / FINAL)
             status = "complete"
             stopped_by = interrupts.received
         except Stopped as stopped:
@@ -186,6 +190,7 @@ def _run(
             saver.abandon()
             raise
         finally:
+            replace_if_trained()
             result = run_result(
                 status,
                 progress,
@@ -218,7 +223,13 @@ def _parts(prepared: Prepared, assembled: Assembled) -> ModelParts:
 
 
 def _train(
-    prepared: Prepared, engine: Engine, loggers: Loggers, progress: Progress, saver: Saver, speed: Speed
+    prepared: Prepared,
+    engine: Engine,
+    loggers: Loggers,
+    progress: Progress,
+    saver: Saver,
+    speed: Speed,
+    after_step: Callable[[], None],
 ) -> None:
     config = prepared.resolved.config
     on_gpu = engine.device.type == "cuda"
@@ -243,7 +254,7 @@ def _train(
     )
     train(
         engine=engine,
-        windows=windows,
+        windows=_followed(windows, after_step),
         evaluation=evaluation_batches(prepared, engine.rank),
         loggers=loggers,
         options=options,
@@ -252,8 +263,21 @@ def _train(
     )
 
 
+def _followed(windows: Iterator[T], after_each: Callable[[], None]) -> Iterator[T]:
+    """`windows`, with `after_each` called when the next one is asked for."""
+    for window in windows:
+        yield window
+        after_each()
+
+
 def _save_final(
-    prepared: Prepared, assembled: Assembled, engine: Engine, loggers: Loggers, progress: Progress, final: Path
+    prepared: Prepared,
+    assembled: Assembled,
+    engine: Engine,
+    loggers: Loggers,
+    progress: Progress,
+    lock: Mapping[str, Any],
+    final: Path,
 ) -> Path:
     """The model alone, without training state; committed like a checkpoint."""
     parts = _parts(prepared, assembled)
@@ -266,7 +290,7 @@ def _save_final(
             temporary = fresh_beside(final)
         try:
             write_part(temporary, 0, lambda directory: parts.write(directory, state))
-            facts = {"step": progress.step, "config": numbers_hash(prepared.resolved.to_dict())}
+            facts = {"step": progress.step, "lock": lock_digest(lock)}
             commit(temporary, final, world_size=1, facts=facts)
         except Exception:
             shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the room

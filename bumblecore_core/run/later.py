@@ -8,8 +8,9 @@ from pathlib import Path
 
 from bumblecore_core.config.resolved import ResolvedRun
 from bumblecore_core.errors import ConfigError, one
-from bumblecore_core.run import output_dir
 from bumblecore_core.run.data.files import resolve_files
+from bumblecore_core.run.output_dir import finished_run
+from bumblecore_core.run.overwrite import check_overwrite, pending
 from bumblecore_core.run.reference import BASE, NONE, START, compares_with_reference
 from bumblecore_core.toolkit.tokenizers import resolve_model_dir
 
@@ -18,8 +19,8 @@ def check_later_run(run: ResolvedRun, earlier: Sequence[ResolvedRun], *, overwri
     """Checks that model, data, an adapter to go on from (`adapter.path`), a reference model (`stage.reference`) and
     output directory are there, as far as no `earlier` run makes them.
 
-    Raises `ModelError` BC061 or BC064, `DataError` as `resolve_files` does, `RunError` BC043 or BC069, and
-    `ConfigError` BC039 for two different runs with one output directory.
+    Raises `ModelError` BC061 or BC064, `DataError` as `resolve_files` does, `RunError` as `finished_run` and
+    `check_overwrite` do, and `ConfigError` BC039 for two different runs with one output directory.
     """
     config = run.config
     coming = [os.path.realpath(other.config.output_dir) for other in earlier]
@@ -42,8 +43,12 @@ def check_later_run(run: ResolvedRun, earlier: Sequence[ResolvedRun], *, overwri
     ):
         present = [pair for pair in zip(entries, formats, strict=True) if not _made_by(coming, pair[0].path)]
         resolve_files([entry for entry, _ in present], [chosen for _, chosen in present], field=field)
-    if not overwrite and here not in coming:
-        output_dir.is_complete(Path(config.output_dir), run.to_dict())
+    if here in coming or pending(Path(config.output_dir)):  # not as it will be then
+        return
+    if overwrite:
+        check_overwrite(run)
+    else:
+        finished_run(run)
 
 
 def _made_by(coming: Sequence[str], path: str) -> bool:

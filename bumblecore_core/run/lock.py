@@ -1,4 +1,4 @@
-"""What a run was made from (`run.lock.json`), and what of it has changed when a checkpoint is taken up again."""
+"""What a run was made from (`run.lock.json`), and what of it has changed when it is resumed or run again."""
 
 from __future__ import annotations
 
@@ -49,6 +49,11 @@ BY_CONTENT = (
 """Config keys whose effect is compared by the fingerprints of data, tokenizer and model."""
 RESHAPING = ("train.micro_batch_size", "train.gradient_accumulation_steps")
 """Config keys that with the number of processes make up the batch; their product is what counts."""
+ALLOW = "Put it back, or accept that the numbers change with --allow {name}"
+ALLOW_OR_REPLACE = (
+    "Put it back, accept that the numbers change with --allow {name}, choose another output_dir, or start over with "
+    "--overwrite"
+)
 SAMPLES, SAMPLE_BYTES = 64, 1 << 16
 
 
@@ -61,14 +66,14 @@ class Drift:
     now: Any
     code: str
 
-    def problem(self, place: Path) -> Problem:
-        """As an error."""
+    def problem(self, place: Path, fix: str = ALLOW) -> Problem:
+        """As an error about what was saved at `place`; `{name}` in `fix` stands for the name."""
         return Problem(
             code=self.code,
             place=str(place),
             field=self.name,
             problem=f"was {_shown(self.saved)} when this was saved and is {_shown(self.now)} now",
-            fix=f"Put it back, or accept that the numbers change with --allow {self.name}",
+            fix=fix.replace("{name}", self.name),
         )
 
 
@@ -102,47 +107,60 @@ def make_lock(
     }
 
 
+def read_lock(path: Path) -> dict[str, Any] | None:
+    """A lock that was written to `path`; None where there is none that can be read."""
+    try:
+        lock = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return lock if isinstance(lock, dict) and lock.get("format") == FORMAT else None
+
+
+def lock_digest(lock: Mapping[str, Any]) -> str:
+    """SHA-256 in hex of a lock as it is written."""
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(lock)), sort_keys=True).encode()).hexdigest()
+
+
+def config_drift(saved: Mapping[str, Any], resolved: ResolvedRun) -> list[Drift]:
+    """The part of `drift` that is known before data, tokenizer and model are read, of a run and the lock of another."""
+    files_now = _files([{"kind": one.record.kind, "files": content_hashes(one)} for one in chosen_plugins(resolved)])
+    return _config_drift(saved["config"], resolved.to_dict(), _files(saved["plugins"]), files_now)
+
+
+def reshaping_options(resolved: ResolvedRun) -> list[str]:
+    """Config keys of the engine that divide the same work in another way: numbers then agree up to rounding."""
+    return [f"engine.{name}" for name in resolved.engine.record.reshaping]
+
+
 def config_differences(saved: Mapping[str, Any], now: Mapping[str, Any], *, ignored: Sequence[str]) -> list[Drift]:
     """The keys in which two resolved configs differ, leaving out `ignored` sections and keys."""
     found = {path: (left, right) for path, left, right in _differing(dict(saved), dict(now))}
     return [
         Drift(name=path, saved=left, now=right, code="BC043")
         for path, (left, right) in sorted(found.items())
-        if not _covered(path, ignored)
+        if not covered(path, ignored)
     ]
 
 
 def drift(saved: Mapping[str, Any], now: Mapping[str, Any], *, allowed: Sequence[str]) -> list[Drift]:
     """What changed between two locks and changes the numbers, without what is `allowed` (a name, or its section)."""
-    files, files_now = _files(saved["plugins"]), _files(now["plugins"])
-    named = files.keys() & files_now.keys()
-    found = config_differences(saved["config"], now["config"], ignored=(*HARMLESS, *BY_CONTENT, *RESHAPING, *named))
-    for name in sorted(named):
-        if (left := files[name]) != (right := files_now[name]):
-            found.append(Drift(name=name, saved=f"a file {_brief(left)}", now=f"a file {_brief(right)}", code="BC043"))
+    found = _config_drift(saved["config"], now["config"], _files(saved["plugins"]), _files(now["plugins"]))
     for name, code in (("data", "BC050"), ("evaluation_data", "BC050"), ("tokenizer", "BC050")):
         if saved[name] != now[name]:
             found.append(Drift(name=name, saved=_brief(saved[name]), now=_brief(now[name]), code=code))
     for path, left, right in _differing(saved["model"]["config"], now["model"]["config"], "model.config"):
         found.append(Drift(name=path, saved=left, now=right, code="BC047"))
-    if saved["config"].get("adapter") and saved["model"]["weights"] != now["model"]["weights"]:
-        left, right = saved["model"]["weights"], now["model"]["weights"]
-        found.append(Drift(name="model.weights", saved=_brief(left), now=_brief(right), code="BC047"))
+    if saved["model"]["weights"] != now["model"]["weights"]:
+        left, right = (
+            f"{_brief(lock['model']['weights'])} ({lock['config']['model']['path']})" for lock in (saved, now)
+        )
+        found.append(Drift(name="model.weights", saved=left, now=right, code="BC047"))
     found += _plugin_drift(saved["plugins"], now["plugins"])
     for name in sorted(saved["libraries"].keys() & now["libraries"].keys()):
         left, right = saved["libraries"][name], now["libraries"][name]
         if left != right:
             found.append(Drift(name=f"library.{name}", saved=left, now=right, code="BC070"))
-    return [one for one in found if not _covered(one.name, allowed)]
-
-
-def numbers_hash(config: Mapping[str, Any]) -> str:
-    """SHA-256 of a resolved config without its harmless keys: equal where two runs are the same run."""
-    kept = {key: value for key, value in config.items() if key not in HARMLESS}
-    for section in ("data", "train"):
-        inner = kept.get(section, {})
-        kept[section] = {key: value for key, value in inner.items() if f"{section}.{key}" not in HARMLESS}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    return [one for one in found if not covered(one.name, allowed)]
 
 
 def batch_size(lock: Mapping[str, Any]) -> int:
@@ -168,6 +186,17 @@ def weights_fingerprint(directory: Path) -> str:
                 if size <= SAMPLE_BYTES:
                     break
     return digest.hexdigest()
+
+
+def _config_drift(
+    saved: Mapping[str, Any], now: Mapping[str, Any], files: Mapping[str, str], files_now: Mapping[str, str]
+) -> list[Drift]:
+    named = files.keys() & files_now.keys()
+    found = config_differences(saved, now, ignored=(*HARMLESS, *BY_CONTENT, *RESHAPING, *named))
+    for name in sorted(named):
+        if (left := files[name]) != (right := files_now[name]):
+            found.append(Drift(name=name, saved=f"a file {_brief(left)}", now=f"a file {_brief(right)}", code="BC043"))
+    return found
 
 
 def _plugin(chosen: Selected[Any], registry: Registry) -> dict[str, Any]:
@@ -217,7 +246,8 @@ def _model_config(config: Any) -> dict[str, Any]:
     return {key: value for key, value in plain.items() if key not in skipped and not key.startswith("_")}
 
 
-def _covered(path: str, names: Sequence[str]) -> bool:
+def covered(path: str, names: Sequence[str]) -> bool:
+    """Whether a config key, or a section that it is in, is one of `names`."""
     return any(path == name or path.startswith(f"{name}.") for name in names)
 
 

@@ -222,7 +222,7 @@ def _count_skips(
 
 def _require_a_good_step(progress: Progress) -> None:
     """Raises `RunError` BC057 where every step was skipped: such a run has trained nothing and is not complete."""
-    if progress.skipped == progress.step > 0:
+    if progress.step and not progress.good_steps:
         problem = f"no optimizer step succeeded: in all {progress.step} the loss or the gradient was not finite"
         fix = "Lower optimizer.lr, or check the data and the model's weights; nothing was trained, so no model is saved"
         raise RunError([Problem(code="BC057", problem=problem, fix=fix)])

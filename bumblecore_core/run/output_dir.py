@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from bumblecore_core.config.resolved import ResolvedRun
 from bumblecore_core.config.yaml import dump
 from bumblecore_core.errors import Problem, RunError, one
 from bumblecore_core.run.checkpoint.folder import FINAL, list_checkpoints
 from bumblecore_core.run.checkpoint.manifest import Torn, faults, read_manifest
-from bumblecore_core.run.checkpoint.resume import NEVER
-from bumblecore_core.run.files import recover, write_text
-from bumblecore_core.run.lock import HARMLESS, RESHAPING, config_differences, numbers_hash
-from bumblecore_core.toolkit.history import HISTORY_FILE, INFO_FILE, LOCK_FILE, RUN_FILE
-from bumblecore_core.toolkit.regular_files import irregular, require_regular
+from bumblecore_core.run.checkpoint.resume import NEVER, Start, candidate, check_start, lock_of, lock_problems
+from bumblecore_core.run.files import write_text
+from bumblecore_core.run.lock import (
+    ALLOW,
+    ALLOW_OR_REPLACE,
+    config_drift,
+    covered,
+    lock_digest,
+    read_lock,
+    reshaping_options,
+)
+from bumblecore_core.run.named_files import require_named_files
+from bumblecore_core.toolkit.history import LOCK_FILE, RUN_FILE
+from bumblecore_core.toolkit.regular_files import irregular
 
 HEADER = "# The resolved configuration of this run.\n"
-OURS = (RUN_FILE, LOCK_FILE, INFO_FILE, FINAL, "logs", HISTORY_FILE, "report.html")
-"""What tells of a run and must not outlive it when another begins anew. Other loggers look after their own files."""
+NO_CHECKPOINT = (
+    "Put it back, choose another output_dir, or start over with --overwrite (there is no checkpoint to resume from; a "
+    "new run can start from {final})"
+)
 
 
 def require_writable(directory: Path) -> None:
@@ -39,73 +48,78 @@ def require_writable(directory: Path) -> None:
         raise one(RunError, "BC042", problem, fix, place=str(directory), field="output_dir") from error
 
 
-def is_complete(directory: Path, config: Mapping[str, Any]) -> bool:
-    """Whether a run of this very config has ended here, and what it saved is there.
+def finished_run(resolved: ResolvedRun) -> Mapping[str, Any] | None:
+    """What the finished run in the output directory was made from; None where there is none.
 
-    Raises `RunError`: BC043 where another run wrote here, or one that can neither be gone on with nor be replaced
-    unasked; BC069 where a run.yaml lies here that no run wrote.
+    Compares what can be compared before data, tokenizer and model are read (`config_drift`), with the finished run or
+    the checkpoint to resume from, so that a changed setting is refused at once. Raises `RunError`: the differences,
+    BC043 where the directory holds something that can be neither resumed nor replaced without being asked, BC069 for a
+    run.yaml that no run wrote.
     """
-    found = _read(directory / RUN_FILE)
-    if found is None:
-        return False
-    if not _written_by_a_run(directory):
+    directory, resume = Path(resolved.config.output_dir), resolved.config.checkpoint.resume
+    require_no_other_file(directory)
+    require_named_files(resolved)
+    start = candidate(directory, resume)
+    saved = _lock_of_final(directory)
+    if saved is not None:
+        _compare_config(resolved, saved, finished=True, resumable=start is not None, place=directory / FINAL)
+        return saved
+    checkpoints = [checkpoint.path.name for checkpoint in list_checkpoints(directory)]
+    if checkpoints and resume == NEVER:
+        problem = f"holds checkpoints ({', '.join(checkpoints)}), and checkpoint.resume is never"
+        fix = "Resume with --resume auto, choose another output_dir, or start over with --overwrite"
+        raise one(RunError, "BC043", problem, fix, place=str(directory), field="output_dir")
+    if not checkpoints and os.path.lexists(directory / FINAL):
+        problem = f"holds a {FINAL}/ that is damaged, or of which {LOCK_FILE} does not say what it was made from"
+        fix = "Choose another output_dir, or start over with --overwrite"
+        raise one(RunError, "BC043", problem, fix, place=str(directory), field="output_dir")
+    if start is not None and (saved := lock_of(start)) is not None:
+        _compare_config(resolved, saved, finished=False, resumable=True, place=start.path)
+    return None
+
+
+def is_complete(resolved: ResolvedRun, saved: Mapping[str, Any], lock: Mapping[str, Any]) -> bool:
+    """Whether the finished run, made from `saved`, is this one, made from `lock`; False where allowed changes make it
+    resume. Libraries and plugins may have other versions by now: nothing is left for them to compute.
+
+    Raises `RunError` with every other difference (see `lock_problems`), and BC043 where there is no checkpoint to
+    resume from.
+    """
+    directory, section = Path(resolved.config.output_dir), resolved.config.checkpoint
+    resumable = candidate(directory, section.resume) is not None
+    fix = _fix(directory, resumable=resumable)
+
+    def differences(allowed: Sequence[str]) -> list[Problem]:
+        reshaping = reshaping_options(resolved)
+        found = lock_problems(saved, lock, allowed=allowed, reshaping=reshaping, place=directory / FINAL, fix=fix)
+        return [problem for problem in found if problem.code != "BC070"]
+
+    if refused := differences(section.allow):
+        raise RunError(refused)
+    allowed_now = differences(())
+    if allowed_now and not resumable:
+        raise _nothing_to_resume(resolved, [problem.field for problem in allowed_now])
+    return not allowed_now
+
+
+def check_start_here(resolved: ResolvedRun, start: Start, lock: Mapping[str, Any]) -> list[str]:
+    """`check_start` for a run into its output directory."""
+    own = start.path.parent.resolve() == Path(resolved.config.output_dir).resolve()
+    allowed, reshaping = resolved.config.checkpoint.allow, reshaping_options(resolved)
+    fix = ALLOW_OR_REPLACE if own else ALLOW
+    return [*start.warnings, *check_start(start, lock, allowed=allowed, reshaping=reshaping, fix=fix)]
+
+
+def require_no_other_file(directory: Path) -> None:
+    """Raises `RunError` BC069 for a run.yaml that no run wrote, which this run would replace."""
+    if os.path.lexists(directory / RUN_FILE) and not written_by_a_run(directory):
         problem = "a run.yaml lies here that no run wrote, and this run would replace it"
         fix = "Move that file, or choose another output_dir"
         raise one(RunError, "BC069", problem, fix, place=str(directory / RUN_FILE), field="output_dir")
-    section = config["checkpoint"]
-    if differing := config_differences(found, config, ignored=(*HARMLESS, *RESHAPING, *section["allow"])):
-        names = [drift.name for drift in differing]
-        problem = "holds another run; differing: " + ", ".join(names[:8])
-        allow = " ".join(f"--allow {name}" for name in names[:3])
-        fix = f"Choose another output_dir, go on with the changed config by {allow}, or start anew with --overwrite"
-        raise _another(directory, problem, fix)
-    if _final_hash(directory) == numbers_hash(config):
-        return True
-    checkpoints = [checkpoint.path.name for checkpoint in list_checkpoints(directory)]
-    if checkpoints and section["resume"] == NEVER:
-        problem = f"holds checkpoints ({', '.join(checkpoints)}), and checkpoint.resume is never"
-        raise _another(directory, problem, "Resume with --resume auto, or delete them and start anew with --overwrite")
-    if not checkpoints and (directory / FINAL / "config.json").is_file():
-        problem = "holds a finished run of a changed config, and no checkpoint to go on from"
-        raise _another(directory, problem, "Choose another output_dir, or start anew with --overwrite")
-    return False
 
 
-def _another(directory: Path, problem: str, fix: str) -> RunError:
-    return RunError([Problem(code="BC043", place=str(directory), field="output_dir", problem=problem, fix=fix)])
-
-
-def _final_hash(directory: Path) -> str | None:
-    """Of which config the model in `final/` is; None where it is not there whole."""
-    try:
-        found = read_manifest(directory / FINAL).facts.get("config")
-    except Torn:
-        return None
-    return str(found) if not faults(directory / FINAL, hashes=False) else None
-
-
-def write_run_files(directory: Path, config: Mapping[str, Any], lock: Mapping[str, Any]) -> None:
-    """Writes the resolved config, which `bumble run` accepts again, and what the run was made from."""
-    write_text(directory / RUN_FILE, HEADER + dump(dict(config)))
-    write_text(directory / LOCK_FILE, json.dumps(lock, indent=2) + "\n")
-
-
-def clear(directory: Path, *, config: Path | None = None) -> None:
-    """Deletes what a run of ours wrote here, and nothing else; nor `config`, the file that the new run is made from."""
-    if not _written_by_a_run(directory):
-        return
-    recover(directory)
-    for name in [*OURS, *(checkpoint.path.name for checkpoint in list_checkpoints(directory))]:
-        path = directory / name
-        if config is not None and path.exists() and config.exists() and path.samefile(config):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _written_by_a_run(directory: Path) -> bool:
+def written_by_a_run(directory: Path) -> bool:
+    """Whether run.yaml here is that of a run."""
     if irregular(directory / RUN_FILE):
         return False
     try:
@@ -114,16 +128,51 @@ def _written_by_a_run(directory: Path) -> bool:
         return False
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    require_regular(path, RunError, field="output_dir")
+def write_run_files(directory: Path, config: Mapping[str, Any], lock: Mapping[str, Any]) -> None:
+    """Writes the resolved config, which `bumble run` accepts again, and what the run was made from."""
+    write_text(directory / RUN_FILE, HEADER + dump(dict(config)))
+    write_text(directory / LOCK_FILE, json.dumps(lock, indent=2) + "\n")
+
+
+def _lock_of_final(directory: Path) -> Mapping[str, Any] | None:
+    """What the model in `final/` was made from; None where it is not there, not whole, or of another run than
+    run.lock.json describes (one that was resumed with changes and has not finished)."""
+    lock = read_lock(directory / LOCK_FILE)
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        named = read_manifest(directory / FINAL).facts.get("lock")
+    except Torn:
         return None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        problem, fix = (
-            "holds a run whose run.yaml cannot be read",
-            "Choose another output_dir, or delete this directory",
-        )
-        raise one(RunError, "BC043", problem, fix, place=str(path), field="output_dir") from error
-    return loaded if isinstance(loaded, dict) else {}
+    if lock is None or named != lock_digest(lock) or faults(directory / FINAL, hashes=False):
+        return None
+    return lock
+
+
+def _compare_config(
+    resolved: ResolvedRun, saved: Mapping[str, Any], *, finished: bool, resumable: bool, place: Path
+) -> None:
+    allowed, directory = resolved.config.checkpoint.allow, Path(resolved.config.output_dir)
+    drifts = [drift for drift in config_drift(saved, resolved) if drift.name not in reshaping_options(resolved)]
+    if refused := [drift for drift in drifts if not covered(drift.name, allowed)]:
+        raise RunError([drift.problem(place, _fix(directory, resumable=resumable)) for drift in refused])
+    if finished and drifts and not resumable:
+        raise _nothing_to_resume(resolved, [drift.name for drift in drifts])
+
+
+def _fix(directory: Path, *, resumable: bool) -> str:
+    return ALLOW_OR_REPLACE if resumable else NO_CHECKPOINT.replace("{final}", str(directory / FINAL))
+
+
+def _nothing_to_resume(resolved: ResolvedRun, changed: Sequence[str]) -> Exception:
+    """A finished run is to go on with changes, but only its final model is there."""
+    directory = Path(resolved.config.output_dir)
+    key = "model.path" if resolved.adapter is None else "adapter.path"
+    never = " (checkpoint.resume is never)" if resolved.config.checkpoint.resume == NEVER else ""
+    problem = (
+        f"the finished run cannot continue with another {', '.join(changed)}: there is no checkpoint to resume from"
+        f"{never}, and {FINAL}/ holds weights without the optimizer's state"
+    )
+    fix = (
+        f"Start a new run from these weights ({key}: {directory / FINAL}, and another output_dir), or start over with "
+        f"--overwrite; checkpoint.save_steps keeps a checkpoint of the last step"
+    )
+    return one(RunError, "BC043", problem, fix, place=str(directory), field="output_dir")

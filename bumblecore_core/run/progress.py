@@ -37,6 +37,11 @@ class Progress:
     history: list[StepEvent] = field(default_factory=list)
     pending: dict[str, tuple[float, int]] = field(default_factory=dict)
 
+    @property
+    def good_steps(self) -> int:
+        """Optimizer steps that were not skipped."""
+        return self.step - self.skipped
+
     def count_window(self, window: Window, tokens: int) -> None:
         """Takes notice of an optimizer step."""
         digest = hashlib.sha256(self.rows_digest.encode())

@@ -1,32 +1,70 @@
 """Output directories: writable, of one run, replaced whole or not at all."""
 
 import pytest
+from config_records import make_registry
 
+from bumblecore_core.config.resolve import load_run
 from bumblecore_core.errors import RunError
 from bumblecore_core.run import output_dir
-from bumblecore_core.run.checkpoint.writing import commit, write_part
+from bumblecore_core.run.checkpoint.writing import STATE, commit, write_part
 from bumblecore_core.run.files import fresh_beside
-from bumblecore_core.run.lock import numbers_hash
+from bumblecore_core.run.lock import FORMAT, lock_digest
+from bumblecore_core.toolkit.state_files import write_state
 
-CHECKPOINT = {"resume": "auto", "allow": []}
-CONFIG = {
-    "stage": {"name": "sft"},
-    "train": {"epochs": 1.0, "seed": 1, "logging_steps": 1},
-    "checkpoint": CHECKPOINT,
-    "loggers": [],
-}
+CONFIG = """
+stage: sft
+model: {path: base}
+data: {path: rows.jsonl}
+output_dir: out
+"""
+REGISTRY = make_registry()
 
 
-def save(directory, name, **facts):
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """The output directory `out` of the configs that `resolve` gives."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out"
+
+
+def resolve(*overrides):
+    return load_run("run.yaml", overrides, REGISTRY)
+
+
+def lock(*overrides):
+    """As much of a lock as is compared before data and model are read."""
+    return {"format": FORMAT, "config": resolve(*overrides).to_dict(), "plugins": []}
+
+
+def save(directory, name, saved=None, **facts):
+    def write(target):
+        (target / "config.json").write_text("{}")
+        if saved is not None:
+            (target / STATE).mkdir(exist_ok=True)
+            write_state(target / STATE, "lock", saved)
+
     temporary = fresh_beside(directory / name)
-    write_part(temporary, 0, lambda target: (target / "config.json").write_text("{}"))
+    write_part(temporary, 0, write)
     commit(temporary, directory / name, world_size=1, facts={"step": 4, **facts})
 
 
-def finished(directory, **changes):
-    config = {**CONFIG, **changes}
-    output_dir.write_run_files(directory, config, {})
-    save(directory, "final", config=numbers_hash(config))
+def started(directory, *overrides):
+    output_dir.write_run_files(directory, resolve(*overrides).to_dict(), lock(*overrides))
+
+
+def finished(directory, *overrides, checkpoint=False):
+    started(directory, *overrides)
+    if checkpoint:
+        save(directory, "checkpoint-4", lock(*overrides))
+    save(directory, "final", lock=lock_digest(lock(*overrides)))
+
+
+def refused(*overrides):
+    with pytest.raises(RunError) as caught:
+        output_dir.finished_run(resolve(*overrides))
+    return list(caught.value.problems)
 
 
 def test_a_directory_below_a_file_is_refused(tmp_path):
@@ -35,66 +73,86 @@ def test_a_directory_below_a_file_is_refused(tmp_path):
         output_dir.require_writable(tmp_path / "file" / "run")
 
 
-def test_the_same_config_is_found_complete(tmp_path):
-    assert not output_dir.is_complete(tmp_path, CONFIG)
-    finished(tmp_path)
-    assert output_dir.is_complete(tmp_path, CONFIG)
-    (tmp_path / "final" / "config.json").unlink()
-    assert not output_dir.is_complete(tmp_path, CONFIG)
+def test_a_finished_run_is_found_with_what_it_was_made_from(here):
+    assert output_dir.finished_run(resolve()) is None
+    finished(here)
+    assert output_dir.finished_run(resolve()) == lock()
+    # keys that change no number, and those that are compared by content later
+    changes = [
+        "train.logging_steps=5",
+        "loggers=[]",
+        "checkpoint.save_steps=7",
+        "data.path=moved.jsonl",
+        "model.path=b",
+    ]
+    assert output_dir.finished_run(resolve(*changes)) == lock()
 
 
-def test_another_runs_directory_is_refused_with_the_differing_fields(tmp_path):
-    finished(tmp_path)
-    other = {**CONFIG, "train": {**CONFIG["train"], "epochs": 2.0}}
-    with pytest.raises(RunError, match=r"BC043 .*differing: train\.epochs"):
-        output_dir.is_complete(tmp_path, other)
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_a_changed_setting_is_refused_with_both_values_and_what_helps(here, checkpoint):
+    finished(here, checkpoint=checkpoint)
+    (one, other) = refused("train.epochs=2", "train.seed=7")
+    assert (one.code, one.place, one.field) == ("BC043", "out/final", "train.epochs")
+    assert (other.code, other.place, other.field) == ("BC043", "out/final", "train.seed")
+    assert "was 1.0 when this was saved and is 2.0 now" in one.problem
+    assert "--overwrite" in one.fix
+    assert ("--allow train.epochs" in one.fix) == checkpoint
+    assert ("no checkpoint to resume from; a new run can start from out/final" in one.fix) != checkpoint
 
 
-def test_clearing_leaves_what_is_not_ours(tmp_path):
-    finished(tmp_path)
-    (tmp_path / "notes.txt").write_text("mine")
-    output_dir.clear(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+def test_an_allowed_change_goes_on_from_a_checkpoint_and_else_says_what_is_needed(here):
+    finished(here)
+    allowed = ("train.epochs=2", "checkpoint.allow=[train]")
+    (problem,) = refused(*allowed)
+    assert (problem.code, problem.place) == ("BC043", "out")
+    assert "with another train.epochs: there is no checkpoint to resume from" in problem.problem
+    assert "model.path: out/final" in problem.fix
+    save(here, "checkpoint-4", lock())
+    assert output_dir.finished_run(resolve(*allowed)) == lock()
+    assert "checkpoint.resume is never" in refused(*allowed, "checkpoint.resume=never")[0].problem
 
 
-def test_clearing_a_directory_that_no_run_wrote_deletes_nothing(tmp_path):
-    (tmp_path / "final").mkdir()
-    output_dir.clear(tmp_path)
-    assert (tmp_path / "final").is_dir()
+def test_a_run_that_saved_nothing_does_not_hold_its_directory(here):
+    started(here)
+    assert output_dir.finished_run(resolve("train.seed=7", "optimizer.lr=1")) is None
 
 
-def test_what_changes_no_number_makes_no_other_run(tmp_path):
-    finished(tmp_path)
-    other = {**CONFIG, "loggers": [{"name": "progress"}], "train": {**CONFIG["train"], "logging_steps": 5}}
-    assert output_dir.is_complete(tmp_path, other)
+def test_an_unfinished_run_is_compared_with_its_checkpoint(here):
+    started(here, "train.seed=9")
+    save(here, "checkpoint-4", lock())
+    assert output_dir.finished_run(resolve()) is None
+    (problem,) = refused("train.seed=7")
+    assert (problem.place, problem.field) == ("out/checkpoint-4", "train.seed")
+    assert "was 42 when this was saved and is 7 now" in problem.problem
+    assert output_dir.finished_run(resolve("train.seed=7", "checkpoint.allow=[train.seed]")) is None
 
 
-def test_an_allowed_change_is_no_other_run_and_no_complete_one(tmp_path):
-    finished(tmp_path)
-    save(tmp_path, "checkpoint-4")
-    longer = {**CONFIG, "train": {**CONFIG["train"], "epochs": 2.0}, "checkpoint": {**CHECKPOINT, "allow": ["train"]}}
-    assert not output_dir.is_complete(tmp_path, longer)
+def test_a_final_model_of_a_run_that_went_on_is_not_this_runs(here):
+    finished(here)
+    started(here, "train.epochs=2")
+    assert "does not say what it was made from" in refused()[0].problem
+    save(here, "checkpoint-4", lock("train.epochs=2"))
+    assert output_dir.finished_run(resolve("train.epochs=2")) is None
 
 
-def test_a_finished_run_is_not_replaced_unasked(tmp_path):
-    finished(tmp_path)
-    longer = {**CONFIG, "train": {**CONFIG["train"], "epochs": 2.0}, "checkpoint": {**CHECKPOINT, "allow": ["train"]}}
-    with pytest.raises(RunError, match=r"BC043 .*no checkpoint to go on from.*--overwrite"):
-        output_dir.is_complete(tmp_path, longer)
+@pytest.mark.parametrize("damage", ["config.json", "manifest.json", "run.lock.json"])
+def test_a_damaged_final_model_is_neither_complete_nor_replaced_unasked(here, damage):
+    finished(here)
+    (here / damage if damage == "run.lock.json" else here / "final" / damage).unlink()
+    assert "damaged" in refused()[0].problem
+    save(here, "checkpoint-4", lock())
+    assert output_dir.finished_run(resolve()) is None
 
 
-def test_never_resuming_does_not_mean_replacing(tmp_path):
-    output_dir.write_run_files(tmp_path, CONFIG, {})
-    save(tmp_path, "checkpoint-4")
-    never = {**CONFIG, "checkpoint": {**CHECKPOINT, "resume": "never"}}
-    with pytest.raises(RunError, match=r"BC043 .*holds checkpoints \(checkpoint-4\).*--overwrite"):
-        output_dir.is_complete(tmp_path, never)
-    assert not output_dir.is_complete(tmp_path, CONFIG)
+def test_never_resuming_does_not_mean_replacing(here):
+    started(here)
+    save(here, "checkpoint-4", lock())
+    (problem,) = refused("checkpoint.resume=never")
+    assert problem.code == "BC043"
+    assert "holds checkpoints (checkpoint-4)" in problem.problem
+    assert "--overwrite" in problem.fix
 
 
-def test_clearing_takes_checkpoints_too(tmp_path):
-    finished(tmp_path)
-    save(tmp_path, "checkpoint-4")
-    (tmp_path / ".checkpoint-8.writing").mkdir()
-    output_dir.clear(tmp_path)
-    assert not any(tmp_path.iterdir())
+def test_a_run_yaml_that_no_run_wrote_is_refused(here):
+    (here / "run.yaml").write_text("mine")
+    assert refused()[0].code == "BC069"

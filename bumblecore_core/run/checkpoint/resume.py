@@ -13,7 +13,7 @@ from bumblecore_core.run.agree import on_all_ranks
 from bumblecore_core.run.checkpoint.folder import Checkpoint, checkpoint_path, inspect, list_checkpoints, problems_of
 from bumblecore_core.run.checkpoint.streams import put_streams, seed_streams
 from bumblecore_core.run.checkpoint.writing import STATE, rank_directory
-from bumblecore_core.run.lock import batch_size, drift
+from bumblecore_core.run.lock import ALLOW, batch_size, drift
 from bumblecore_core.run.progress import Progress
 from bumblecore_core.toolkit.state_files import read_state
 
@@ -31,12 +31,12 @@ class Start:
     warnings: tuple[str, ...] = ()
 
 
-def agreed_start(engine: Engine, output_dir: Path, resume: str) -> Start | None:
+def agreed_start(engine: Engine, output_dir: Path, resume: str, *, overwrite: bool = False) -> Start | None:
     """What rank 0's `choose_start` gives, on every rank: one process reads every byte of a checkpoint, not each. A
     collective."""
     start = on_all_ranks(
         engine,
-        lambda: choose_start(output_dir, resume) if engine.rank == 0 else None,
+        lambda: choose_start(output_dir, resume, overwrite=overwrite) if engine.rank == 0 else None,
         "verifying the checkpoint to resume from",
     )
     step = int(engine.sum_over_ranks([start.step + 1.0 if start else 0.0])[0]) - 1
@@ -46,13 +46,34 @@ def agreed_start(engine: Engine, output_dir: Path, resume: str) -> Start | None:
     return Start(path=path, step=step, lock=read_state(path / STATE, "lock"))
 
 
-def choose_start(output_dir: Path, resume: str) -> Start | None:
+def candidate(output_dir: Path, resume: str) -> Checkpoint | None:
+    """The checkpoint that `choose_start` will look at first, its sizes compared and its hashes not; None: none, or an
+    unusable one."""
+    if resume == NEVER:
+        return None
+    path = Path(resume).expanduser()
+    found = list_checkpoints(output_dir) if resume == AUTO else [_named(path)] if path.is_dir() else []
+    whole = [checkpoint for checkpoint in found if checkpoint.manifest and (checkpoint.path / STATE).is_dir()]
+    return whole[-1] if whole else None
+
+
+def lock_of(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
+    """What the run of a checkpoint was made from; None where that cannot be read."""
+    try:
+        lock: Mapping[str, Any] = read_state(checkpoint.path / STATE, "lock")
+    except (OSError, ValueError):
+        return None
+    return lock
+
+
+def choose_start(output_dir: Path, resume: str, *, overwrite: bool = False) -> Start | None:
     """The checkpoint that `resume` (auto, never, or a path) names, its hashes verified; None: from the beginning.
+    `overwrite`: what is in `output_dir` will be replaced and plays no part.
 
     Raises `RunError`: BC046 for a torn or corrupt checkpoint (with auto only where no valid one is left), BC051 for one
     of a newer version, BC043 where `output_dir` holds newer checkpoints than the one named.
     """
-    if resume == NEVER:
+    if resume == NEVER or (resume == AUTO and overwrite):
         return None
     if resume == AUTO:
         return _newest_valid(output_dir)
@@ -62,33 +83,55 @@ def choose_start(output_dir: Path, resume: str) -> Start | None:
         raise one(RunError, "BC046", problem, _known(path.parent), field=FIELD)
     start = _verified(_named(path))
     newer = [other.path.name for other in list_checkpoints(output_dir) if other.manifest and other.step > start.step]
-    if newer:
+    if newer and not overwrite:
         problem = f"holds newer checkpoints than {path.name}: {', '.join(newer)}; two histories would mix"
         fix = "Move these away, or choose another output_dir"
         raise one(RunError, "BC043", problem, fix, place=str(output_dir), field=FIELD)
     return start
 
 
-def check_start(
-    start: Start, lock: Mapping[str, Any], *, allowed: Sequence[str], reshaping: Sequence[str] = ()
-) -> list[str]:
-    """Refuses what would change the numbers: raises `RunError` naming each difference (BC043 config, BC047 model, BC048
-    batch, BC050 data and tokenizer, BC070 plugins and libraries). Returns what to tell about the rest."""
-    saved = start.lock
+def lock_problems(
+    saved: Mapping[str, Any],
+    lock: Mapping[str, Any],
+    *,
+    allowed: Sequence[str],
+    reshaping: Sequence[str],
+    place: Path,
+    fix: str = ALLOW,
+) -> list[Problem]:
+    """Everything that differs between two locks and changes the numbers, each with the old and the new value: BC043
+    config, BC047 model, BC048 batch, BC050 data and tokenizer, BC070 plugins and libraries. `reshaping`: names of
+    options that only divide the same work in another way."""
     found = drift(saved, lock, allowed=allowed)
-    problems = [one.problem(start.path) for one in found if one.name not in reshaping]
+    problems = [one.problem(place, fix) for one in found if one.name not in reshaping]
+    if batch_size(saved) != batch_size(lock) and "batch" not in allowed:
+        product = f"Make the product {batch_size(saved)} again"
+        problem = f"a step had {_words(_shape(saved))} when this was saved and has {_words(_shape(lock))} now"
+        fix = fix.replace("{name}", "batch").replace("Put it back", product)
+        problems.append(Problem(code="BC048", place=str(place), field="batch", problem=problem, fix=fix))
+    return problems
+
+
+def check_start(
+    start: Start,
+    lock: Mapping[str, Any],
+    *,
+    allowed: Sequence[str],
+    reshaping: Sequence[str] = (),
+    fix: str = ALLOW,
+) -> list[str]:
+    """Refuses what would change the numbers: raises `RunError` with `lock_problems`. Returns what to tell about the
+    rest."""
+    saved = start.lock
+    problems = lock_problems(saved, lock, allowed=allowed, reshaping=reshaping, place=start.path, fix=fix)
+    if problems:
+        raise RunError(problems)
     warnings = [
         f"{one.name} was {one.saved} and is {one.now} now: the numbers agree up to rounding, not bit for bit"
-        for one in found
+        for one in drift(saved, lock, allowed=allowed)
         if one.name in reshaping
     ]
     then, now = _shape(saved), _shape(lock)
-    if batch_size(saved) != batch_size(lock) and "batch" not in allowed:
-        fix = f"Make the product {batch_size(saved)} again, or accept that the numbers change with --allow batch"
-        problem = f"a step had {_words(then)} when this was saved and has {_words(now)} now"
-        problems.append(Problem(code="BC048", place=str(start.path), field="batch", problem=problem, fix=fix))
-    if problems:
-        raise RunError(problems)
     if then == now:
         return warnings
     told = f"a step was {_words(then)} and is {_words(now)} now: "
@@ -150,12 +193,10 @@ def _verified(checkpoint: Checkpoint) -> Start:
         problems = [Problem(code="BC046", place=str(checkpoint.path), field=FIELD, problem=fault, fix=fix)]
     if problems:
         raise RunError(problems)
-    try:
-        lock = read_state(checkpoint.path / STATE, "lock")
-    except (OSError, ValueError) as error:
+    lock = lock_of(checkpoint)
+    if lock is None:
         problem = f"{STATE}/lock.json cannot be read"
-        fix = "Resume from another checkpoint"
-        raise one(RunError, "BC046", problem, fix, place=str(checkpoint.path), field=FIELD) from error
+        raise one(RunError, "BC046", problem, "Resume from another checkpoint", place=str(checkpoint.path), field=FIELD)
     return Start(path=checkpoint.path, step=checkpoint.step, lock=lock)
 
 
