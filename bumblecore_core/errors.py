@@ -181,4 +181,6 @@ CODES: dict[str, str] = {
     "BC091": "a row is larger than data.max_row_bytes",
     "BC092": "a chat template or regular expression exceeds its time or memory limit",
     "BC072": "weights to save are not finite",
+    "BC075": "damaged cache files were rebuilt",
+    "BC076": "a data file changed while it was read",
 }

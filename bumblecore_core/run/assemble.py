@@ -104,9 +104,11 @@ def prepare(
     world_size: int,
     progress: bool,
     times: PluginTimes | None = None,
+    since: float | None = None,
 ) -> Prepared:
-    """Tokenizer, stage, token shards and batch plan. Raises what is wrong with data, tokenizer, template or the model's
-    config.json."""
+    """Tokenizer, stage, token shards and batch plan. `since`: when the run began on this process, before it first met
+    the others; shards that one of them has verified after that are not verified again. Raises what is wrong with data,
+    tokenizer, template or the model's config.json."""
     config = resolved.config
     require_trained_base(resolved)
     require_named_files(resolved)
@@ -127,7 +129,7 @@ def prepare(
     stage = factory.stage(resolved.stage.record, tokenizer)
     _require_rows(resolved, stage)
     fingerprint = tokenizer_fingerprint(tokenizer)
-    shards = Shards(resolved, registry, stage, factory, fingerprint, progress)
+    shards = Shards(resolved, registry, stage, factory, fingerprint, progress, since)
     store = shards.store(config.data.path, resolved.formats, "data.path")
     rows, eval_store, eval_rows = np.arange(len(store)), store, np.arange(0)
     if config.data.eval_path is not None:
@@ -151,7 +153,7 @@ def prepare(
         plan=plan_of(resolved, store, rows, world_size),
         eval_store=eval_store,
         eval_plan=plan_of(resolved, eval_store, eval_rows, world_size, evaluation=True) if len(eval_rows) else None,
-        warnings=check_positions(model_config, longest),
+        warnings=(*_rebuilt(store, eval_store), *check_positions(model_config, longest)),
     )
 
 
@@ -233,6 +235,13 @@ def _trained_model(
     if adapter is None:
         return model
     return adapted(resolved, adapter, model, base=prepared.model_dir, checkpoint=checkpoint)
+
+
+def _rebuilt(store: TokenStore, eval_store: TokenStore) -> list[str]:
+    """What is to be said of damaged evaluation shards; the report of `store` is shown as a whole."""
+    apart = eval_store.directory != store.directory
+    lines = eval_store.report.warning_lines() if apart else []
+    return [f"{line} ({eval_store.directory})" for line in lines if line.startswith("BC075")]
 
 
 def _require_rows(resolved: ResolvedRun, stage: Stage) -> None:

@@ -44,7 +44,7 @@ from bumblecore_core.run.overwrite import discard, restored_unless_replaced, set
 from bumblecore_core.run.profiling import PluginTimes, timed
 from bumblecore_core.run.progress import Progress
 from bumblecore_core.run.rank_comparison import compared_config, compared_contents, require_same, require_shared
-from bumblecore_core.run.reference import ask_before_training, ask_what_is_trained, wanted_reference
+from bumblecore_core.run.reference import Wanted, ask_before_training, ask_what_is_trained, wanted_reference
 from bumblecore_core.run.speed import Speed, speed_of
 from bumblecore_core.values import RunInfo, RunResult
 
@@ -74,6 +74,7 @@ def execute(
     """Trains and saves, resuming from a checkpoint where there is one. `announce` gets the start summary on rank 0;
     `times` collects what plugins took. Raises `BumbleError` for whatever is wrong."""
     directory = Path(resolved.config.output_dir)
+    since = time.time()  # before all processes meet: what one of them verifies later is verified for this run
     engine = timed(times, "engines", resolved.engine.name, build_engine(resolved))
     try:
         require_same(engine, compared_config(resolved, engine, overwrite=overwrite))
@@ -85,7 +86,7 @@ def execute(
             held(directory, needed=writes),
             restored_unless_replaced(directory, needed=writes),
         ):
-            return _run(resolved, registry, switches, engine, early, overwrite, announce, times)
+            return _run(resolved, registry, switches, engine, early, overwrite, announce, times, since)
     finally:
         engine.close()
 
@@ -104,6 +105,7 @@ def _run(
     overwrite: bool,
     announce: Callable[[RunInfo], None],
     times: PluginTimes | None,
+    since: float,
 ) -> Outcome:
     started = time.perf_counter()
     config, directory = resolved.config, Path(resolved.config.output_dir)
@@ -114,11 +116,16 @@ def _run(
         start = agreed_start(engine, directory, config.checkpoint.resume, overwrite=overwrite)
     speaks = engine.rank == 0
 
-    def prepare_and_describe() -> tuple[Prepared, dict[str, Any]]:
-        made = prepare(resolved, registry, switches, world_size=engine.world_size, progress=speaks, times=times)
-        return made, _lock(made, registry, engine)
+    def prepare_and_describe() -> tuple[Prepared, Wanted | None, dict[str, Any]]:
+        made = prepare(
+            resolved, registry, switches, world_size=engine.world_size, progress=speaks, times=times, since=since
+        )
+        wanted = wanted_reference(made, registry, engine)
+        return made, wanted, _lock(made, registry, engine, reference=wanted.weights if wanted else None)
 
-    prepared, lock = on_all_ranks(engine, prepare_and_describe, "preparing data, tokenizer and model configuration")
+    prepared, wanted, lock = on_all_ranks(
+        engine, prepare_and_describe, "preparing data, tokenizer and model configuration"
+    )
     require_same(engine, compared_contents(lock, prepared.plan))
     if finished is not None:
         if is_complete(resolved, engine, finished, lock):
@@ -126,8 +133,8 @@ def _run(
             return Outcome(result=result, rank=engine.rank, reused=True)
         start = agreed_start(engine, directory, config.checkpoint.resume)
     warnings = [] if start is None else output_dir.check_start_here(resolved, start, lock)
-    wanted = wanted_reference(prepared)
-    asked = ask_before_training(wanted, prepared, registry, engine, resuming=start is not None)
+    asked, told = ask_before_training(wanted, prepared, registry, engine, resuming=start is not None)
+    warnings += told
     assembled = assemble(prepared, registry, engine, start.path if start else None, times)
     if wanted is not None and asked is None:
         asked = ask_what_is_trained(wanted, prepared, assembled, engine)
@@ -301,7 +308,7 @@ def _save_final(
     return final
 
 
-def _lock(prepared: Prepared, registry: Registry, engine: Engine) -> dict[str, Any]:
+def _lock(prepared: Prepared, registry: Registry, engine: Engine, *, reference: str | None) -> dict[str, Any]:
     return make_lock(
         resolved=prepared.resolved,
         registry=registry,
@@ -311,4 +318,5 @@ def _lock(prepared: Prepared, registry: Registry, engine: Engine) -> dict[str, A
         store=prepared.store,
         eval_store=prepared.eval_store if prepared.eval_plan else None,
         world_size=engine.world_size,
+        reference=reference,
     )

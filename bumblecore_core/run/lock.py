@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from bumblecore_core.config.resolved import ResolvedRun, Selected
 from bumblecore_core.errors import Problem
 from bumblecore_core.registry import Registry, singular
-from bumblecore_core.run.data.fingerprint import installed_version
+from bumblecore_core.run.data.fingerprint import cache_dir_of, installed_version
+from bumblecore_core.run.model_fingerprint import weights_fingerprint
 from bumblecore_core.run.named_files import chosen_plugins, content_hashes
-from bumblecore_core.toolkit.adapters import adapter_chain
 
 if TYPE_CHECKING:
     from bumblecore_core.run.data.store import TokenStore
 
-FORMAT = 1
+FORMAT = 2  # 1: weights were fingerprinted by samples of their files
 LIBRARIES = ("bumblecore", "torch", "transformers", "tokenizers", "safetensors", "numpy", "peft")
 HARMLESS = (
     "output_dir",
@@ -54,7 +54,6 @@ ALLOW_OR_REPLACE = (
     "Put it back, accept that the numbers change with --allow {name}, choose another output_dir, or start over with "
     "--overwrite"
 )
-SAMPLES, SAMPLE_BYTES = 64, 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +86,12 @@ def make_lock(
     store: TokenStore,
     eval_store: TokenStore | None,
     world_size: int,
+    reference: str | None = None,
 ) -> dict[str, Any]:
     """Plugins in use with distribution, version and hashes of their options and of files that these name; library
-    versions; fingerprints of data, tokenizer and model; the resolved config."""
+    versions; fingerprints of data, tokenizer, model and `reference` model; the resolved config."""
     from_config = resolved.stage.record.model_from == "config"
+    cache_dir = cache_dir_of(resolved.config.data)
     return {
         "format": FORMAT,
         "config": resolved.to_dict(),
@@ -102,8 +103,9 @@ def make_lock(
         "tokenizer": tokenizer_fingerprint,
         "model": {
             "config": _model_config(model_config),
-            "weights": None if from_config else weights_fingerprint(model_dir),
+            "weights": None if from_config else weights_fingerprint(model_dir, cache_dir),
         },
+        "reference": reference,
     }
 
 
@@ -150,11 +152,16 @@ def drift(saved: Mapping[str, Any], now: Mapping[str, Any], *, allowed: Sequence
             found.append(Drift(name=name, saved=_brief(saved[name]), now=_brief(now[name]), code=code))
     for path, left, right in _differing(saved["model"]["config"], now["model"]["config"], "model.config"):
         found.append(Drift(name=path, saved=left, now=right, code="BC047"))
-    if saved["model"]["weights"] != now["model"]["weights"]:
-        left, right = (
-            f"{_brief(lock['model']['weights'])} ({lock['config']['model']['path']})" for lock in (saved, now)
-        )
-        found.append(Drift(name="model.weights", saved=left, now=right, code="BC047"))
+    if weights_comparable(saved, now):
+        if saved["model"]["weights"] != now["model"]["weights"]:
+            left, right = (
+                f"{_brief(lock['model']['weights'])} ({lock['config']['model']['path']})" for lock in (saved, now)
+            )
+            found.append(Drift(name="model.weights", saved=left, now=right, code="BC047"))
+        references = saved.get("reference"), now.get("reference")
+        if None not in references and references[0] != references[1]:
+            left, right = map(_brief, references)
+            found.append(Drift(name="reference.weights", saved=left, now=right, code="BC047"))
     found += _plugin_drift(saved["plugins"], now["plugins"])
     for name in sorted(saved["libraries"].keys() & now["libraries"].keys()):
         left, right = saved["libraries"][name], now["libraries"][name]
@@ -163,29 +170,15 @@ def drift(saved: Mapping[str, Any], now: Mapping[str, Any], *, allowed: Sequence
     return [one for one in found if not covered(one.name, allowed)]
 
 
+def weights_comparable(saved: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether both locks hold the same kind of fingerprints of weights."""
+    return bool(saved.get("format") == now.get("format"))
+
+
 def batch_size(lock: Mapping[str, Any]) -> int:
     """Rows (or packed rows) of an optimizer step."""
     train = lock["config"]["train"]
     return int(train["micro_batch_size"]) * int(train["gradient_accumulation_steps"]) * int(lock["world_size"])
-
-
-def weights_fingerprint(directory: Path) -> str:
-    """SHA-256 over the names and sizes of the weight files and 64 evenly spaced blocks of 64 KiB of each: a model of
-    any size is told from another in milliseconds; a change made on purpose between the blocks is not seen. Of an
-    adapter's directory, the base's files count too."""
-    digest = hashlib.sha256()
-    base, adapters = adapter_chain(directory)
-    files = [file for part in (base, *adapters) for file in sorted([*part.glob("*.safetensors"), *part.glob("*.bin")])]
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name}\0{size}\0".encode())
-        with file.open("rb") as opened:
-            for at in range(SAMPLES):
-                opened.seek(max(0, size - SAMPLE_BYTES) * at // (SAMPLES - 1))
-                digest.update(opened.read(SAMPLE_BYTES))
-                if size <= SAMPLE_BYTES:
-                    break
-    return digest.hexdigest()
 
 
 def _config_drift(

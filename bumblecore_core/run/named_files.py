@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from bumblecore_core.config.resolved import ResolvedRun, Selected
 from bumblecore_core.errors import ConfigError, Problem
 from bumblecore_core.records import ByContent
 from bumblecore_core.registry import singular
+from bumblecore_core.run.hashing import file_hash
 from bumblecore_core.toolkit.regular_files import irregular
 
 
@@ -51,7 +51,7 @@ def _why_unreadable(file: Path) -> str | None:
 
 def content_hashes(chosen: Selected[Any]) -> dict[str, str]:
     """SHA-256 of what the files hold, by option."""
-    return {option: hashlib.sha256(file.read_bytes()).hexdigest() for option, file in _named(chosen).items()}
+    return {option: file_hash(file) for option, file in _named(chosen).items()}
 
 
 def _named(chosen: Selected[Any]) -> dict[str, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ from bumblecore_core.values import RunInfo
 def plan_run(resolved: ResolvedRun, registry: Registry, switches: PluginSwitches, *, devices: int) -> RunInfo:
     """The summary of a run over `devices` devices like this machine's. Raises what is wrong as `prepare` does, and with
     an adapter's options."""
-    config = resolved.config
+    config, since = resolved.config, time.time()
     engine = build_engine(resolved)
     try:
-        prepared = prepare(resolved, registry, switches, world_size=devices, progress=True)
+        prepared = prepare(resolved, registry, switches, world_size=devices, progress=True, since=since)
         _, attention = select_attention(
             attention_records(registry), config.model.attention, device=engine.device, dtype=engine.dtype
         )

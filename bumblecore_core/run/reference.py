@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -11,25 +9,30 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 from bumblecore_core.config.resolved import ResolvedRun
-from bumblecore_core.errors import ConfigError, one
+from bumblecore_core.errors import CODES, ConfigError, one
 from bumblecore_core.protocols import Engine, Reference
 from bumblecore_core.registry import Registry
 from bumblecore_core.run.agree import on_all_ranks
 from bumblecore_core.run.assemble import Assembled, Prepared, chosen_attention, load_start_model
-from bumblecore_core.run.data.fingerprint import default_cache_dir, installed_version
+from bumblecore_core.run.data.fingerprint import cache_dir_of
 from bumblecore_core.run.data.loader import collate
-from bumblecore_core.run.files import disk_errors
-from bumblecore_core.run.lock import weights_fingerprint
+from bumblecore_core.run.model_fingerprint import code_and_config, named_weights, weights_fingerprint
 from bumblecore_core.run.module import TrainModule
+from bumblecore_core.run.reference_cache import (
+    SUFFIX,
+    DamagedFigures,
+    circumstances,
+    key_of,
+    read_figures,
+    write_figures,
+)
 from bumblecore_core.toolkit.policy import head_parameters, make_policy
 from bumblecore_core.toolkit.tokenizers import resolve_model_dir
 from bumblecore_core.values import Batch, StepOutput
@@ -39,16 +42,17 @@ if TYPE_CHECKING:
 
 START, BASE, NONE = "start", "base", "none"
 SUMMED_AT_ONCE = 1 << 16
-LIBRARIES = ("bumblecore", "torch", "transformers", "peft")
 Ask = Callable[[Batch], dict[str, torch.Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """A reference that a run needs. `files`: where each token store's figures are kept."""
+    """A reference that a run needs. `weights`: the fingerprint of its model; `files`: where each token store's figures
+    are kept."""
 
     reference: Reference
     model_dir: Path
+    weights: str
     files: dict[Path, Path]
 
     @property
@@ -69,11 +73,11 @@ def compares_with_reference(resolved: ResolvedRun) -> bool:
     return loss.loss_kind != "token" and loss.needs_reference
 
 
-def wanted_reference(prepared: Prepared) -> Wanted | None:
+def wanted_reference(prepared: Prepared, registry: Registry, engine: Engine) -> Wanted | None:
     """The reference that stage and loss want, or None. Raises `ConfigError` BC039 where the loss needs one and the
     stage's options say that there is none, or `base` is asked for without an adapter."""
     resolved = prepared.resolved
-    loss, stage = resolved.loss.record, resolved.stage.record
+    loss = resolved.loss.record
     if not compares_with_reference(resolved):
         return None
     reference: Reference | None = getattr(prepared.stage, "reference", None)
@@ -89,29 +93,23 @@ def wanted_reference(prepared: Prepared) -> Wanted | None:
         if reference.model in (START, BASE)
         else resolve_model_dir(reference.model, field="stage.reference")
     )
-    adapter = resolved.adapter.options.model_dump(mode="json") if resolved.adapter else None
-    told = {
-        "reference": reference.model if reference.model in (START, BASE) else "",
-        "weights": weights_fingerprint(directory),
-        "config": (directory / "config.json").read_text(encoding="utf-8") if _has_config(directory) else "",
-        "adapter": adapter if reference.model == START else None,
-        "stage": [stage.name, resolved.stage.options.model_dump(mode="json")],
-        "attention": resolved.config.model.attention,
-        "dtype": resolved.config.model.dtype,
-        "batches": [
-            resolved.config.train.model_dump(
-                mode="json", include={"micro_batch_size", "gradient_accumulation_steps", "seed", "epochs", "max_steps"}
-            ),
-            prepared.plan.options.world_size,
-            resolved.config.data.model_dump(mode="json", include={"packing", "eval_split"}),
-        ],
-        "libraries": {name: installed_version(name) for name in LIBRARIES},
+    cache = cache_dir_of(resolved.config.data)
+    starts = resolved.adapter if reference.model == START else None
+    weights = weights_fingerprint(directory, cache)
+    if starts is not None and (named := named_weights(starts.options.model_dump(mode="json"), cache)):
+        weights = key_of([weights, named])
+    key = [
+        weights,
+        reference.model if reference.model in (START, BASE) else "",
+        None if starts is None else [starts.name, starts.options.model_dump(mode="json"), resolved.config.train.seed],
+        code_and_config(directory, trust_remote_code=resolved.config.model.trust_remote_code),
+        chosen_attention(prepared, registry, engine)[0],
+        circumstances(prepared, engine),
+    ]
+    files = {
+        store.directory: cache / "reference" / f"{key_of([*key, store.content])}{SUFFIX}" for store in stores(prepared)
     }
-    cache = resolved.config.data.cache_dir
-    place = (Path(cache).expanduser() if cache else default_cache_dir()) / "reference"
-    names = {store.directory: _digest({**told, "data": store.content}) for store in stores(prepared)}
-    files = {directory: place / f"{name}.safetensors" for directory, name in names.items()}
-    return Wanted(reference=reference, model_dir=directory, files=files)
+    return Wanted(reference=reference, model_dir=directory, weights=weights, files=files)
 
 
 def stores(prepared: Prepared) -> list[TokenStore]:
@@ -122,18 +120,20 @@ def stores(prepared: Prepared) -> list[TokenStore]:
 
 def ask_before_training(
     wanted: Wanted | None, prepared: Prepared, registry: Registry, engine: Engine, *, resuming: bool
-) -> str | None:
+) -> tuple[str | None, list[str]]:
     """Has the token stores carry the reference's figures where that is possible before the model to train is there:
-    from an earlier run, or from a model of its own, which is then freed. In words what was done; None where nothing
-    was. A collective."""
+    from an earlier run, or from a model of its own, which is then freed. In words what was done (None where nothing
+    was), and warnings. A collective."""
     if wanted is None:
-        return None
-    if _attach_kept(wanted, prepared, engine):
-        return f"{wanted.words}, computed by an earlier run"
+        return None, []
+    there, damaged = _attach_kept(wanted, prepared, engine)
+    warnings = [f"BC075 {CODES['BC075']}: {len(damaged):,} ({damaged[0].parent})"] if damaged else []
+    if there:
+        return f"{wanted.words}, computed by an earlier run", warnings
     if not wanted.another_model and not (resuming and wanted.reference.model == START):
-        return None
+        return None, warnings
     attention, _ = chosen_attention(prepared, registry, engine)
-    return f"{wanted.words}, computed in {_ask_another(wanted, prepared, engine, attention):.1f} s and freed"
+    return f"{wanted.words}, computed in {_ask_another(wanted, prepared, engine, attention):.1f} s and freed", warnings
 
 
 def ask_what_is_trained(wanted: Wanted, prepared: Prepared, assembled: Assembled, engine: Engine) -> str:
@@ -141,13 +141,21 @@ def ask_what_is_trained(wanted: Wanted, prepared: Prepared, assembled: Assembled
     return f"{wanted.words}, computed in {_ask_trained(wanted, prepared, assembled, engine):.1f} s; no second model"
 
 
-def _attach_kept(wanted: Wanted, prepared: Prepared, engine: Engine) -> bool:
-    """Hands what an earlier run kept to the token stores. Whether all of it was there, on every rank."""
-    found = [_kept(wanted.files[store.directory], wanted.reference, len(store)) for store in stores(prepared)]
+def _attach_kept(wanted: Wanted, prepared: Prepared, engine: Engine) -> tuple[bool, list[Path]]:
+    """Hands what an earlier run kept to the token stores. Whether all of it was there, on every rank; which files were
+    damaged."""
+    found, damaged = [], []
+    for store in stores(prepared):
+        path, values = wanted.files[store.directory], None
+        try:
+            values = read_figures(path, wanted.reference.columns, len(store))
+        except DamagedFigures:
+            damaged.append(path)
+        found.append(values)
     there = engine.sum_over_ranks([float(all(values is not None for values in found))])[0] == engine.world_size
     if there:
         _attach(prepared, [values for values in found if values is not None])
-    return there
+    return there, damaged
 
 
 def _ask_another(wanted: Wanted, prepared: Prepared, engine: Engine, attention: str) -> float:
@@ -201,7 +209,8 @@ def _ask_all(wanted: Wanted, prepared: Prepared, engine: Engine, ask: Ask) -> fl
     for store in stores(prepared):
         values = _ask_store(wanted, prepared, store, engine, ask)
         path = wanted.files[store.directory]
-        on_all_ranks(engine, partial(_keep, engine, path, values), "keeping the reference's figures")
+        keep = partial(write_figures, path, values) if engine.rank == 0 else lambda: None
+        on_all_ranks(engine, keep, "keeping the reference's figures")
         found.append(values)
     _attach(prepared, found)
     return time.perf_counter() - started
@@ -261,30 +270,3 @@ def _attach(prepared: Prepared, found: list[dict[str, np.ndarray]]) -> None:
         store.attach(values)
     if prepared.eval_store.directory == prepared.store.directory:
         prepared.eval_store.attach(found[0])
-
-
-def _keep(engine: Engine, path: Path, values: dict[str, np.ndarray]) -> None:
-    if engine.rank != 0:
-        return
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".writing")
-        save_file(values, beside)
-        beside.replace(path)
-
-
-def _kept(path: Path, reference: Reference, rows: int) -> dict[str, np.ndarray] | None:
-    try:
-        values = load_file(path)
-    except (OSError, SafetensorError):
-        return None
-    whole = set(values) == set(reference.columns) and all(column.shape == (rows,) for column in values.values())
-    return values if whole else None
-
-
-def _digest(told: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _has_config(directory: Path) -> bool:
-    return (directory / "config.json").is_file()

@@ -77,7 +77,17 @@ def record(name, kind="text"):
 RECORDS = {name: record(name, kind) for name, kind in [("text", "text"), ("chat", "chat"), ("broken", "text")]}
 
 
-def prepare(*paths, stage=None, reads="text", formats=None, make_stage=None, records=None, tokenizer="bytes", **data):
+def prepare(
+    *paths,
+    stage=None,
+    reads="text",
+    formats=None,
+    make_stage=None,
+    records=None,
+    tokenizer="bytes",
+    since=None,
+    **data,
+):
     """The store of `paths` under the given data options; `formats`: name of each file's format, None for auto."""
     stage = stage if stage is not None else ByteStage()
     section = DataSection(path=[path if isinstance(path, dict) else str(path) for path in paths], **data)
@@ -98,6 +108,7 @@ def prepare(*paths, stage=None, reads="text", formats=None, make_stage=None, rec
         tokenizer_fingerprint=tokenizer,
         data=section,
         progress=False,
+        since=since,
     )
 
 

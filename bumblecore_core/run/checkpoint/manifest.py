@@ -6,20 +6,20 @@ fields are written as.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from threading import Event
 from typing import Any
 
 from bumblecore_core.run.files import write_synced
+from bumblecore_core.run.hashing import file_hash, in_threads
+from bumblecore_core.run.signed_json import read_signed, sign
 from bumblecore_core.toolkit.regular_files import irregular
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 MARKER = "bumblecore"
-BLOCK = 1 << 22
 
 
 class Torn(Exception):
@@ -59,17 +59,12 @@ class Manifest:
 
 def describe(file: Path) -> FileEntry:
     """Size and SHA-256 of a file."""
-    digest, size = hashlib.sha256(), 0
-    with file.open("rb") as opened:
-        while block := opened.read(BLOCK):
-            digest.update(block)
-            size += len(block)
-    return FileEntry(size=size, sha256=digest.hexdigest())
+    return FileEntry(size=file.stat().st_size, sha256=file_hash(file))
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Writes and syncs `directory/manifest.json`."""
-    write_synced(directory / MANIFEST, _rendered(_plain(manifest)))
+    write_synced(directory / MANIFEST, sign(_plain(manifest)))
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -84,10 +79,7 @@ def read_manifest(directory: Path) -> Manifest:
     except OSError as error:
         raise Torn(f"{MANIFEST} cannot be read ({error.strerror})") from None
     try:
-        plain = json.loads(written)
-        del plain["sha256"]
-        if written != _rendered(plain):
-            raise ValueError("the bytes are not those that were written")
+        plain = read_signed(written)
         if plain["written_by"] == MARKER and plain["format"] > FORMAT:
             raise Newer(f"format {plain['format']}, and this version of BumbleCore reads up to {FORMAT}")
         files = {name: FileEntry(size=entry["size"], sha256=entry["sha256"]) for name, entry in plain["files"].items()}
@@ -108,20 +100,27 @@ def faults(directory: Path, *, hashes: bool = True) -> list[str]:
 
 
 def file_faults(directory: Path, manifest: Manifest, *, hashes: bool) -> list[str]:
-    """The same for a manifest that has been read."""
-    found = []
-    for name, entry in sorted(manifest.files.items()):
-        file = directory / name
-        try:
-            if not file.is_file():
-                found.append(f"{name} is missing")
-            elif (size := file.stat().st_size) != entry.size:
-                found.append(f"{name} has {size:,} bytes instead of {entry.size:,}")
-            elif hashes and describe(file).sha256 != entry.sha256:
-                found.append(f"{name} is not what was written: its SHA-256 differs")
-        except OSError as error:
-            found.append(f"{name} cannot be read ({error.strerror})")
-    return found
+    """The same for a manifest that has been read; files are hashed in parallel threads."""
+    names = sorted(manifest.files)
+
+    def fault(name: str, stop: Event) -> str:
+        return _fault(directory / name, name, manifest.files[name], hashes=hashes, stop=stop)
+
+    found = in_threads(fault, names) if hashes else [fault(name, Event()) for name in names]
+    return [line for line in found if line]
+
+
+def _fault(file: Path, name: str, entry: FileEntry, *, hashes: bool, stop: Event) -> str:
+    try:
+        if not file.is_file():
+            return f"{name} is missing"
+        if (size := file.stat().st_size) != entry.size:
+            return f"{name} has {size:,} bytes instead of {entry.size:,}"
+        if hashes and file_hash(file, stop) != entry.sha256:
+            return f"{name} is not what was written: its SHA-256 differs"
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror})"
+    return ""
 
 
 def _is_inside(name: str) -> bool:
@@ -136,9 +135,3 @@ def _plain(manifest: Manifest) -> dict[str, Any]:
         "facts": dict(manifest.facts),
         "files": {name: {"size": entry.size, "sha256": entry.sha256} for name, entry in sorted(manifest.files.items())},
     }
-
-
-def _rendered(plain: dict[str, Any]) -> bytes:
-    body = json.dumps(plain, sort_keys=True)
-    signed = {**plain, "sha256": hashlib.sha256(body.encode()).hexdigest()}
-    return (json.dumps(signed, indent=1, sort_keys=True) + "\n").encode()

@@ -13,7 +13,7 @@ from bumblecore_core.run.agree import on_all_ranks
 from bumblecore_core.run.checkpoint.folder import Checkpoint, checkpoint_path, inspect, list_checkpoints, problems_of
 from bumblecore_core.run.checkpoint.streams import put_streams, seed_streams
 from bumblecore_core.run.checkpoint.writing import STATE, rank_directory
-from bumblecore_core.run.lock import ALLOW, batch_size, drift
+from bumblecore_core.run.lock import ALLOW, batch_size, drift, weights_comparable
 from bumblecore_core.run.progress import Progress
 from bumblecore_core.toolkit.state_files import read_state
 
@@ -131,6 +131,8 @@ def check_start(
         for one in drift(saved, lock, allowed=allowed)
         if one.name in reshaping
     ]
+    if not weights_comparable(saved, lock) and (saved["config"].get("adapter") or lock.get("reference")):
+        warnings.append("an earlier version saved this checkpoint: base weights are not compared")
     then, now = _shape(saved), _shape(lock)
     if then == now:
         return warnings

@@ -81,8 +81,10 @@ def cache_error(error: OSError, directory: Path) -> BumbleError:
 
 
 def _rename(temporary: Path, directory: Path) -> None:
-    if directory.exists():  # torn, or the caller would have used it
+    if directory.is_dir() and not directory.is_symlink():  # damaged, or the caller would have used it
         shutil.rmtree(directory)
+    else:
+        directory.unlink(missing_ok=True)
     temporary.rename(directory)
 
 

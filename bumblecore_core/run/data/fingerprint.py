@@ -6,16 +6,17 @@ import hashlib
 import json
 import os
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from bumblecore_core.config.schema import DataSection
+from bumblecore_core.errors import DataError, one
 from bumblecore_core.run.data.files import Source
+from bumblecore_core.run.hashing import remembered_hashes
 
 LIBRARIES = ("bumblecore", "tokenizers", "transformers", "jinja2")
-SETTLED_SECONDS = 2.0  # a file changed this recently may change again within its timestamp's resolution
 
 
 def default_cache_dir() -> Path:
@@ -23,47 +24,48 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("BUMBLE_CACHE") or Path.home() / ".cache" / "bumblecore")
 
 
+def cache_dir_of(data: DataSection) -> Path:
+    """Where a run keeps token shards, reference log-probabilities and hashes of files."""
+    return Path(data.cache_dir).expanduser() if data.cache_dir else default_cache_dir()
+
+
+def content_hashes(sources: Sequence[Source], cache_dir: Path) -> list[str]:
+    """SHA-256 of each file's bytes, remembered in the cache. Raises `DataError` BC061 where one cannot be read."""
+    try:
+        return remembered_hashes([source.path for source in sources], cache_dir)
+    except OSError as error:
+        problem = f"the file cannot be read: {error.strerror or error}"
+        raise one(
+            DataError, "BC061", problem, "Check the path and the disk", place=str(error.filename or "")
+        ) from error
+
+
 def data_fingerprint(
-    sources: Sequence[Source], *, parts: Mapping[str, Any], detectable: Iterable[str], code: str, cache_dir: Path
+    sources: Sequence[Source],
+    hashes: Sequence[str],
+    *,
+    parts: Mapping[str, Any],
+    detectable: Iterable[str],
+    code: str,
 ) -> str:
-    """SHA-256 in hex over the files' contents and forms, their formats with options, `parts`, `code` and the versions
-    of the libraries that tokenize. Where the files lie, and their weights, play no part.
+    """SHA-256 in hex over the files' contents (`hashes`) and forms, their formats with options, `parts`, `code` and the
+    versions of the libraries that tokenize. Where the files lie, and their weights, play no part.
 
     `detectable`: the formats that a file without a named one is told from; `code`: a hash of the plugins' sources.
     """
     files = [
         {
-            "sha256": content_hash(source.path, cache_dir),
+            "sha256": digest,
             "form": source.path.suffix.lower(),
             "format": "auto" if source.format is None else source.format.record.name,
             "options": None if source.format is None else source.format.options.model_dump(mode="json"),
         }
-        for source in sources
+        for source, digest in zip(sources, hashes, strict=True)
     ]
     detected_among = sorted(detectable) if any(source.format is None for source in sources) else []
     versions = {library: installed_version(library) for library in LIBRARIES}
     everything = {"files": files, "auto": detected_among, "parts": dict(parts), "code": code, "versions": versions}
     return hashlib.sha256(json.dumps(everything, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def content_hash(path: Path, cache_dir: Path) -> str:
-    """SHA-256 of the file's bytes; remembered in the cache by (path, size, modification time in nanoseconds)."""
-    stat = path.stat()
-    key = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
-    note = cache_dir / "hashes" / hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
-    try:
-        known = note.read_text("ascii")
-        if len(known) == 64:
-            return known
-    except (OSError, UnicodeDecodeError):
-        pass  # not there yet, or torn: hash the file again
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    if time.time() - stat.st_mtime > SETTLED_SECONDS:
-        _remember(note, digest.hexdigest())
-    return digest.hexdigest()
 
 
 def code_fingerprint(objects: Iterable[Any]) -> str:
@@ -93,13 +95,3 @@ def installed_version(library: str) -> str:
         return version(library)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _remember(note: Path, digest: str) -> None:
-    temporary = note.with_suffix(f".{os.getpid()}")
-    try:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(digest, "ascii")
-        temporary.replace(note)
-    except OSError:
-        pass  # the cache saves time alone; whether it can be written is said when shards are

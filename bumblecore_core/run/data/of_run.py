@@ -18,7 +18,8 @@ from bumblecore_core.run.stage_factory import StageFactory
 
 @dataclass(frozen=True)
 class Shards:
-    """What the token shards of a run are made from."""
+    """What the token shards of a run are made from. `since`: when the run began (Unix seconds); what was verified on
+    this host after that counts for all its processes."""
 
     resolved: ResolvedRun
     registry: Registry
@@ -26,6 +27,7 @@ class Shards:
     factory: StageFactory
     tokenizer_fingerprint: str
     progress: bool
+    since: float | None = None
 
     def store(self, files: Any, formats: Any, field: str) -> TokenStore:
         """The token store of `files`, made or reused; `field`: the config key that names them."""
@@ -42,6 +44,7 @@ class Shards:
             data=data,
             progress=self.progress,
             field=field,
+            since=self.since,
         )
 
 

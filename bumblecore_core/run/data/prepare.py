@@ -14,17 +14,18 @@ from tqdm import tqdm
 
 from bumblecore_core.config.resolved import Selected
 from bumblecore_core.config.schema import DataFile, DataSection
-from bumblecore_core.errors import DataError, Problem, one
+from bumblecore_core.errors import DataError, Problem, RunError, one
 from bumblecore_core.protocols import Stage
 from bumblecore_core.records import DataFormatRecord, Options, StageRecord
 from bumblecore_core.registry import Registry
 from bumblecore_core.run.data.cache import build_lock, fresh_directory, remove_leftovers
 from bumblecore_core.run.data.encode import Encoded, encode_chunks, processes
 from bumblecore_core.run.data.files import Source, resolve_files
-from bumblecore_core.run.data.fingerprint import code_fingerprint, data_fingerprint, default_cache_dir
+from bumblecore_core.run.data.fingerprint import cache_dir_of, code_fingerprint, content_hashes, data_fingerprint
 from bumblecore_core.run.data.report import PrepareReport, Tally, describe_dropped
 from bumblecore_core.run.data.rows import Chunk, read_chunks
 from bumblecore_core.run.data.store import StoreWriter, TokenStore, TornStore
+from bumblecore_core.run.data.verified import note_built, open_verified
 from bumblecore_core.toolkit.seeds import derive_seed
 
 MOST_PROBLEMS = 300
@@ -45,22 +46,28 @@ def prepare_store(
     data: DataSection,
     progress: bool,
     field: str = "data.path",
+    since: float | None = None,
 ) -> TokenStore:
-    """The token shards of `files`, built now or reused (`store.report.reused`) where the fingerprint is known.
+    """The token shards of `files`, built now or reused (`store.report.reused`) where the fingerprint is known and every
+    byte is what was written. Damaged shards are built again, which the report counts (BC075). Shards that a process of
+    this host verified after `since` (Unix seconds) are not verified again.
 
     `formats`: of each file, None to tell it from its first row; more than there are files are ignored. `make_stage`:
     picklable, makes the stage in a worker process; None pickles `stage`. Safe to call in several processes at once: one
     builds, the others wait and reuse. Raises `DataError` with up to 300 problems of the files and rows (20 of them are
-    shown), BC028 where more than 5 % of the rows do not fit, BC008 where no row is left; nothing is kept then.
+    shown), BC028 where more than 5 % of the rows do not fit, BC008 where no row is left, BC076 where a file
+    changes while it is read; nothing is kept then.
     """
     sources = resolve_files(files, formats[: len(files)], field=field)
     records: list[DataFormatRecord] = [provided.record for provided in registry.all("data_formats")]  # type: ignore[misc]
-    cache = Path(data.cache_dir).expanduser() if data.cache_dir else default_cache_dir()
+    cache = cache_dir_of(data)
     auto = any(source.format is None for source in sources)
     builders = [record.build for record in records] if auto else []
     builders += [source.format.record.build for source in sources if source.format is not None]
+    hashes = content_hashes(sources, cache)
     fingerprint = data_fingerprint(
         sources,
+        hashes,
         parts={
             "stage": stage_record.name,
             "reads": stage_record.reads,
@@ -72,13 +79,16 @@ def prepare_store(
         },
         detectable=[record.name for record in records],
         code=code_fingerprint([stage_record.build, stage, *builders]),
-        cache_dir=cache,
     )
     directory = cache / "tokens" / fingerprint[:32]
-    if (store := _existing(directory, fingerprint, sources)) is not None:
+    names, weights = [str(source.path) for source in sources], [source.weight for source in sources]
+    store, damaged = open_verified(directory, fingerprint, files=names, weights=weights, since=since)
+    if store is not None:
         return store
+    since = time.time() if since is None else since
     with build_lock(directory):
-        if (store := _existing(directory, fingerprint, sources)) is not None:
+        store, damaged = open_verified(directory, fingerprint, files=names, weights=weights, since=since)
+        if store is not None:
             return store
         remove_leftovers(directory)
         with fresh_directory(directory) as temporary:
@@ -102,7 +112,15 @@ def prepare_store(
                 progress=progress,
                 field=field,
             )
-    return TokenStore(directory, files=_names(sources), weights=[source.weight for source in sources])
+            _refuse_changed(sources, hashes, cache)
+        try:
+            store = TokenStore(directory, files=names, weights=weights)
+            note_built(store, damaged)  # before another process gets the lock and hashes it
+        except TornStore as torn:
+            problem = f"the token shards are not what was written a moment ago ({torn})"
+            fix = "Check the disk, or set data.cache_dir to another one"
+            raise one(RunError, "BC042", problem, fix, place=str(directory)) from torn
+    return store
 
 
 def split_eval(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -114,15 +132,6 @@ def split_eval(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndar
     held_out = min(count - 1, max(1, round(count * share)))
     order = np.random.default_rng(derive_seed(seed, "eval_split")).permutation(count)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
-
-
-def _existing(directory: Path, fingerprint: str, sources: Sequence[Source]) -> TokenStore | None:
-    try:
-        weights = [source.weight for source in sources]
-        store = TokenStore(directory, files=_names(sources), weights=weights, reused=True)
-    except TornStore:
-        return None
-    return store if store.fingerprint == fingerprint else None
 
 
 def _build(
@@ -164,7 +173,7 @@ def _build(
             seconds=time.perf_counter() - began,
         )
         _refuse_too_little(report, field)
-        writer.finish(fingerprint=fingerprint, files=_names(sources), report=report)
+        writer.finish(fingerprint=fingerprint, files=[str(source.path) for source in sources], report=report)
 
 
 class _Problems:
@@ -229,8 +238,20 @@ def _refuse_too_little(report: PrepareReport, field: str) -> None:
         raise one(DataError, "BC008", problem, "Correct the rows that were left out", field=field)
 
 
-def _names(sources: Sequence[Source]) -> list[str]:
-    return [str(source.path) for source in sources]
+def _refuse_changed(sources: Sequence[Source], hashes: Sequence[str], cache: Path) -> None:
+    """Tokens of a file that was written to meanwhile would be kept under the fingerprint of what it held before."""
+    problems = [
+        Problem(
+            code="BC076",
+            place=str(source.path),
+            problem="the file changed while it was read",
+            fix="Wait until it is complete, and run again",
+        )
+        for source, before, now in zip(sources, hashes, content_hashes(sources, cache), strict=True)
+        if before != now
+    ]
+    if problems:
+        raise DataError(problems)
 
 
 def _bar(total: int, shown: bool) -> Any:

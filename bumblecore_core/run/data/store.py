@@ -1,27 +1,35 @@
-"""Memory-mapped token shards: written once, read by any number of processes, never trusted when torn."""
+"""Memory-mapped token shards: written once, read by any number of processes, never trusted when damaged."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
 
 from bumblecore_core.run.data.encode import Encoded
 from bumblecore_core.run.data.report import PrepareReport
+from bumblecore_core.run.files import write_synced
+from bumblecore_core.run.hashing import file_hash, identity, in_threads
+from bumblecore_core.run.signed_json import read_signed, sign
 
-VERSION = 2
+VERSION = 3
 META = "meta.json"
 SHARD_BYTES = 1 << 30
 ARRAYS = {"lengths": np.int32, "counts": np.int32, "sources": np.int32, "lines": np.int64}
 
 
 class TornStore(Exception):
-    """The directory is not a complete store."""
+    """The directory is not a complete store; the message names the file."""
+
+
+class NoStore(TornStore):
+    """There is nothing at the directory's place."""
 
 
 class TokenStore:
@@ -29,7 +37,8 @@ class TokenStore:
 
     `lengths`, `counts`, `sources`: (n,) int32, tokens of each example, what its loss counts, and the index of its data
     file in `files`; `weights`: of each file; `fingerprint`: of what the shards were made from; `content`: SHA-256 of
-    the examples themselves, however and wherever they were made; `report`: how that went.
+    the examples themselves, however and wherever they were made; `report`: how that went; `identities`: of the files
+    that are mapped, what stays the same while they are not changed.
     Pickles as its directory: a worker maps the files anew.
     """
 
@@ -43,33 +52,70 @@ class TokenStore:
     ) -> None:
         """Opens `directory`. `files` (same contents, in the same order) and `weights` replace those of the build.
 
-        Raises `TornStore` where a file is missing, of another size, or `meta.json` cannot be read.
+        Raises `TornStore` where a file is missing, of another size, or `meta.json` is not what was written. The other
+        files' bytes are compared by `damaged` alone: once for each run, not again in its worker processes.
         """
         self.directory = directory
         self._attached: dict[str, np.ndarray] = {}
         meta = _read_meta(directory)
-        self.fingerprint: str = meta["fingerprint"]
-        self.content: str = meta["content"]
-        self.report = PrepareReport.from_json(meta["report"], reused=reused)
-        self.files: tuple[str, ...] = tuple(files if files is not None else meta["files"])
-        self.weights: tuple[float, ...] = tuple(weights if weights is not None else [1.0] * len(self.files))
-        self.columns: tuple[str, ...] = tuple(meta["columns"])
-        count = int(meta["examples"])
+        try:
+            self.fingerprint: str = meta["fingerprint"]
+            self.content: str = meta["content"]
+            self.report = PrepareReport.from_json(meta["report"], reused=reused)
+            self.files: tuple[str, ...] = tuple(files if files is not None else meta["files"])
+            self.weights: tuple[float, ...] = tuple(weights if weights is not None else [1.0] * len(self.files))
+            self.columns: tuple[str, ...] = tuple(meta["columns"])
+            self._hashes: dict[str, str] = dict(meta["hashes"])
+            self._map(int(meta["examples"]), {name: [int(n) for n in meta["shards"][name]] for name in self.columns})
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise TornStore(f"{META} does not describe token shards") from error
+
+    def _map(self, count: int, shards: Mapping[str, Sequence[int]]) -> None:
+        """Maps all files. `shards`: values of each shard, by column."""
+        self.identities: dict[str, tuple[int, ...]] = {}
         self.lengths, self.counts, self.sources, self._lines = (
-            _mapped(directory / f"{name}.bin", dtype, count) for name, dtype in ARRAYS.items()
+            self._mapped(f"{name}.bin", dtype, count) for name, dtype in ARRAYS.items()
         )
-        self._offsets = {name: _mapped(directory / f"{name}.offsets.bin", np.int64, count + 1) for name in self.columns}
+        self._offsets = {name: self._mapped(f"{name}.offsets.bin", np.int64, count + 1) for name in self.columns}
         self._shards = {
             name: [
-                _mapped(directory / _shard_name(name, index), np.int32, int(shard["values"]))
-                for index, shard in enumerate(meta["shards"][name])
+                self._mapped(_shard_name(name, index), np.int32, values) for index, values in enumerate(shards[name])
             ]
             for name in self.columns
         }
+        if self.identities.keys() != self._hashes.keys():
+            raise TornStore(f"{META} does not have the hash of each file")
         # Where each shard begins, in values of the whole column; an example never spans two shards.
-        self._starts = {
-            name: np.cumsum([0, *(int(shard["values"]) for shard in meta["shards"][name])]) for name in self.columns
-        }
+        self._starts = {name: np.cumsum([0, *shards[name]]) for name in self.columns}
+
+    def _mapped(self, name: str, dtype: Any, count: int) -> np.ndarray:
+        """(count,) values of a file, mapped read-only, as a plain array (a memmap's own slices are slow)."""
+        expected = count * np.dtype(dtype).itemsize
+        try:
+            with open(self.directory / name, "rb", opener=_without_waiting) as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode) or status.st_size != expected:
+                    raise TornStore(f"{name} has {status.st_size} bytes instead of {expected}")
+                self.identities[name] = identity(status)
+                if count == 0:
+                    return np.zeros(0, dtype=dtype)
+                return np.memmap(file, dtype=dtype, mode="r", shape=(count,)).view(np.ndarray)
+        except OSError as error:
+            raise TornStore(f"{name} is missing or unreadable") from error
+
+    def damaged(self) -> list[str]:
+        """The files whose bytes are not those that were written, or that are no longer the ones that are mapped here.
+        Reads all of them, in parallel threads."""
+
+        def is_damaged(name: str, stop: Event) -> bool:
+            file = self.directory / name
+            try:
+                return file_hash(file, stop) != self._hashes[name] or identity(file.stat()) != self.identities[name]
+            except OSError:
+                return True
+
+        names = sorted(self.identities)
+        return [name for name, damaged in zip(names, in_threads(is_damaged, names), strict=True) if damaged]
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -116,6 +162,7 @@ class StoreWriter:
         self._shard_values = max(1, shard_bytes // 4)
         self._shards: dict[str, list[int]] = {name: [] for name in self.columns}  # values of each shard
         self._open: dict[str, Any] = {}
+        self._digests: dict[str, Any] = {}  # of what was to be written, not of what a faulty disk made of it
         self._offset = dict.fromkeys(self.columns, 0)
         for name in self.columns:
             self._new_shard(name)
@@ -149,16 +196,15 @@ class StoreWriter:
             "content": self._content(),
             "examples": self.examples,
             "columns": list(self.columns),
-            "shards": {name: [{"values": values} for values in self._shards[name]] for name in self.columns},
+            "shards": self._shards,
             "files": list(files),
+            "hashes": {name: digest.hexdigest() for name, digest in self._digests.items()},
             "report": report.to_json(),
         }
-        with (self.directory / META).open("w", encoding="utf-8") as file:
-            json.dump(meta, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(self.directory / META, sign(meta))
 
     def _content(self) -> str:
+        """One hash over all columns, that sees nothing of how they are cut into shards."""
         digest = hashlib.sha256(",".join(self.columns).encode())
         shards = [_shard_name(name, index) for name in self.columns for index in range(len(self._shards[name]))]
         offsets = [f"{name}.offsets.bin" for name in self.columns]
@@ -204,7 +250,10 @@ class StoreWriter:
     def _append(self, name: str, values: np.ndarray) -> None:
         if name not in self._open:
             self._open[name] = (self.directory / name).open("wb")
-        self._open[name].write(np.ascontiguousarray(values).data)
+            self._digests[name] = hashlib.sha256()
+        data = np.ascontiguousarray(values).data
+        self._open[name].write(data)
+        self._digests[name].update(data)
 
 
 def _reopen(
@@ -220,24 +269,20 @@ def _shard_name(column: str, index: int) -> str:
 
 
 def _read_meta(directory: Path) -> Mapping[str, Any]:
+    if not os.path.lexists(directory):
+        raise NoStore("there is no store yet")
     try:
-        meta = json.loads((directory / META).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise TornStore(f"{directory}: {META} is missing or unreadable") from error
-    if not isinstance(meta, dict) or meta.get("version") != VERSION:
-        raise TornStore(f"{directory}: not a store of version {VERSION}")
+        with open(directory / META, "rb", opener=_without_waiting) as file:
+            meta = read_signed(file.read())
+    except OSError as error:
+        raise TornStore(f"{META} is missing or unreadable") from error
+    except ValueError as error:
+        raise TornStore(f"{META} is damaged") from error
+    if meta.get("version") != VERSION:
+        raise TornStore(f"{META} is of another version")
     return meta
 
 
-def _mapped(path: Path, dtype: Any, count: int) -> np.ndarray:
-    """(count,) values of the file, mapped read-only, as a plain array (a memmap's own slices are slow)."""
-    expected = count * np.dtype(dtype).itemsize
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise TornStore(f"{path} is missing") from error
-    if size != expected:
-        raise TornStore(f"{path} has {size} bytes instead of {expected}")
-    if count == 0:
-        return np.zeros(0, dtype=dtype)
-    return np.memmap(path, dtype=dtype, mode="r", shape=(count,)).view(np.ndarray)
+def _without_waiting(path: str, flags: int) -> int:
+    """Opening a FIFO would wait for a writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
