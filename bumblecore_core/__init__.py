@@ -4,6 +4,7 @@ Light on purpose: neither torch nor transformers is imported here. Shared buildi
 masking, packing) are in `bumblecore_core.toolkit`.
 """
 
+from bumblecore_core import _module_path  # noqa: F401  # first: it decides where the other imports look
 from bumblecore_core.errors import (
     BumbleError,
     ConfigError,

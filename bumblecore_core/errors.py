@@ -7,10 +7,24 @@ single lines, `CODE place field: problem. Fix.`, and exits with the error's code
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 SHOWN_PROBLEMS = 20
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What must not reach a terminal or a log as it is: control characters, line separators, changes of the writing
+direction, and surrogates, which no encoding can carry."""
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """`text` with each unprintable character that is not in `keep` as an escape, such as `\\x1b`."""
+
+    def escape(match: re.Match[str]) -> str:
+        character = match[0]
+        return character if character in keep else character.encode("unicode_escape").decode("ascii")
+
+    return UNPRINTABLE.sub(escape, text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +39,7 @@ class Problem:
 
     def __str__(self) -> str:
         where = " ".join(part for part in (self.code, self.place, self.field) if part)
-        return f"{where}: {_sentence(self.problem)} {_sentence(self.fix)}".rstrip()
+        return printable(f"{where}: {_sentence(self.problem)} {_sentence(self.fix)}".rstrip())
 
 
 def _sentence(text: str) -> str:

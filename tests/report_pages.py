@@ -128,7 +128,7 @@ def invoke(*arguments):
 
 
 def page_of(run: Path, *arguments) -> Page:
-    result = invoke(run, *arguments)
+    result = invoke(run, "--force", *arguments)
     assert result.exit_code == 0, (result.output, result.exception)
     return Page((run / "report.html").read_text(encoding="utf-8"))
 

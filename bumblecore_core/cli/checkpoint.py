@@ -10,6 +10,7 @@ from bumblecore_core.errors import Problem, RunError
 from bumblecore_core.run.checkpoint.folder import FINAL, Checkpoint, best, inspect, list_checkpoints, problems_of
 from bumblecore_core.run.checkpoint.manifest import MANIFEST, read_manifest
 from bumblecore_core.run.memory import readable
+from bumblecore_core.toolkit.terminal import echo
 
 DO_NOT_USE = "Do not use it; resume goes on from the newest whole one"
 directory_argument = click.argument(
@@ -30,13 +31,13 @@ def list_command(directory: Path) -> None:
     if (directory / FINAL).is_dir():
         found.append(inspect(directory / FINAL))
     if not found:
-        click.echo(f"no checkpoint in {directory}")
+        echo(f"no checkpoint in {directory}")
         return
     winner = best(found[:-1] if found[-1].path.name == FINAL else found)
     rows = [("checkpoint", "step", "epoch", "size", "evaluation loss", ""), *(_row(one, winner) for one in found)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 @checkpoint.command("verify")
@@ -54,7 +55,7 @@ def verify_command(directory: Path) -> None:
             problems += wrong
         else:
             manifest = read_manifest(path)
-            click.echo(f"{path}: whole ({len(manifest.files)} files, {readable(manifest.size)}, step {manifest.step})")
+            echo(f"{path}: whole ({len(manifest.files)} files, {readable(manifest.size)}, step {manifest.step})")
     if problems:
         raise RunError(problems)
 

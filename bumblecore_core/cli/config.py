@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from bumblecore_core.cli.root import app_of
 from bumblecore_core.cli.sets import set_option
-from bumblecore_core.errors import ConfigError, one
+from bumblecore_core.toolkit.outputs import check_output_file, force_option, write_output_file
+from bumblecore_core.toolkit.terminal import echo, to_json
 
-output_option = click.option("-o", "--output", metavar="FILE", help="Write to this file instead of the terminal.")
+output_option = click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write to this file instead of the terminal.",
+)
 
 
 @click.group()
@@ -21,16 +29,16 @@ def config() -> None:
 
 @config.command("schema")
 @output_option
+@force_option
 @click.pass_context
-def schema(ctx: click.Context, output: str | None) -> None:
+def schema(ctx: click.Context, output: Path | None, force: bool) -> None:
     """Print the JSON Schema of a config, with the options of every installed plugin.
 
     An editor that reads `# yaml-language-server: $schema=bumble.schema.json` completes and checks with it.
     """
     from bumblecore_core.config.json_schema import config_schema
 
-    text = json.dumps(config_schema(app_of(ctx).registry()), indent=2, ensure_ascii=False)
-    _give(text, output, overwrite=True)
+    _give(lambda: to_json(config_schema(app_of(ctx).registry()), indent=2), output, force=force)
 
 
 @config.command("show")
@@ -48,38 +56,33 @@ def show(ctx: click.Context, path: str, overrides: tuple[str, ...], as_json: boo
     run = load_run(path, overrides, app_of(ctx).registry())
     if as_json:
         shown = {"config": run.to_dict(), "origins": dict(run.origins)}
-        click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
+        echo(to_json(shown, indent=2))
         return
     plain = run.to_dict()
     values = [(dotted(key), json.dumps(lookup(plain, key), ensure_ascii=False)) for key in leaves(plain)]
     rows = [(key, value, run.origins[key]) for key, value in values]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     for key, value, origin in rows:
-        click.echo(f"{key:<{widths[0]}}  {value:<{min(widths[1], 48)}}  {origin}")
+        echo(f"{key:<{widths[0]}}  {value:<{min(widths[1], 48)}}  {origin}")
 
 
 @config.command("init")
 @click.argument("stage")
 @output_option
+@force_option
 @click.pass_context
-def init(ctx: click.Context, stage: str, output: str | None) -> None:
-    """Print a commented config for a stage, such as sft. An existing file is never overwritten."""
+def init(ctx: click.Context, stage: str, output: Path | None, force: bool) -> None:
+    """Print a commented config for a stage, such as sft."""
     from bumblecore_core.config.starter import starter_yaml
 
-    _give(starter_yaml(stage, app_of(ctx).registry()), output, overwrite=False)
+    _give(lambda: starter_yaml(stage, app_of(ctx).registry()), output, force=force)
 
 
-def _give(text: str, output: str | None, *, overwrite: bool) -> None:
-    """Print `text`, or write it to the file `output`. Raises `ConfigError` BC069 or BC042."""
+def _give(make: Callable[[], str], output: Path | None, *, force: bool) -> None:
+    """Print the text, or write it to the file `output`. Raises `RunError` BC069, BC042 or BC045."""
     if output is None:
-        click.echo(text.rstrip("\n"))
+        echo(make().rstrip("\n"))
         return
-    try:
-        with Path(output).open("w" if overwrite else "x", encoding="utf-8") as file:
-            file.write(text.rstrip("\n") + "\n")
-    except FileExistsError:
-        raise one(ConfigError, "BC069", "the file exists", "Choose another name, or remove it", place=output) from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise one(ConfigError, "BC042", f"cannot write: {reason}", "Choose another place", place=output) from None
-    click.echo(f"Wrote {output}", err=True)
+    check_output_file(output, force=force, field="--output")
+    write_output_file(output, (make().rstrip("\n") + "\n").encode(), field="--output")
+    echo(f"wrote {output}", err=True)

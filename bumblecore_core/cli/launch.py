@@ -19,6 +19,7 @@ from bumblecore_core.errors import ConfigError, RunError, one
 from bumblecore_core.registry import PluginSwitches
 from bumblecore_core.toolkit.launch_environment import other_launcher
 from bumblecore_core.toolkit.rank_errors import LAUNCHED, Failure
+from bumblecore_core.toolkit.terminal import echo
 
 if TYPE_CHECKING:
     from bumblecore_core.cli.elastic import Agent
@@ -129,7 +130,7 @@ def _told(agent: Agent, left: Mapping[int, Failure]) -> int:
     if first.text:
         for text, ranks in _worth_telling(failures).items():
             everywhere = len(ranks) == agent.processes or text == "interrupted"
-            click.echo(text if everywhere else f"{_named(ranks)}: {text}", err=True)
+            echo(text if everywhere else f"{_named(ranks)}: {text}", err=True)
         return first.code
     code = AS_A_SHELL_DOES - first.code if first.code < 0 else first.code
     asked = {AS_A_SHELL_DOES + number for number in (signal.SIGINT, signal.SIGTERM)}

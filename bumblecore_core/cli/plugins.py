@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import textwrap
@@ -16,6 +15,7 @@ from bumblecore_core.errors import PluginError, did_you_mean
 from bumblecore_core.registry import PluginInfo, Provided, Registry, collect, describe_options, discover, singular
 from bumblecore_core.registry.collect import clash
 from bumblecore_core.registry.lookup import KINDS
+from bumblecore_core.toolkit.terminal import echo, to_json
 
 
 @click.group()
@@ -39,10 +39,10 @@ def list_plugins(ctx: click.Context, load: bool, as_json: bool) -> None:
     registry, more = collect(imported)
     problems += more + _reserved(registry)
     infos = [*registry.plugins, *waiting]
-    click.echo(_as_json(app, registry, infos) if as_json else _as_text(app, registry, infos))
+    echo(_as_json(app, registry, infos) if as_json else _as_text(app, registry, infos))
     if problems:
         error = PluginError(problems)
-        click.echo(error.render(), err=True)
+        echo(error.render(), err=True)
         sys.exit(error.exit_code)
 
 
@@ -60,9 +60,9 @@ def show_plugin(ctx: click.Context, kind: str, name: str, as_json: bool) -> None
     if as_json:
         options = getattr(item.record, "options", None)
         shown = {**_record_data(item), "options": options.model_json_schema() if options else None}
-        click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
+        echo(to_json(shown, indent=2))
         return
-    click.echo(_details(item))
+    echo(_details(item))
 
 
 def _kind(word: str) -> str:
@@ -89,7 +89,7 @@ def _as_json(app: AppContext, registry: Registry, infos: Sequence[PluginInfo]) -
         "plugins": [vars(info) for info in infos],
         "switches": vars(app.switches),
     }
-    return json.dumps(data, indent=2, ensure_ascii=False)
+    return to_json(data, indent=2)
 
 
 def _record_data(item: Provided) -> dict[str, Any]:

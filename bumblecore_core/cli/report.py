@@ -6,32 +6,31 @@ import signal
 from collections.abc import Mapping
 from pathlib import Path
 
-import click
-
 from bumblecore_core.run.checkpoint.folder import list_checkpoints
 from bumblecore_core.run.execute import Outcome
 from bumblecore_core.toolkit.adapters import adapter_chain
 from bumblecore_core.toolkit.scorers import is_scorer
 from bumblecore_core.toolkit.summary import summary_lines
+from bumblecore_core.toolkit.terminal import echo
 from bumblecore_core.values import RunInfo
 
 
 def announce(info: RunInfo) -> None:
     """The start summary."""
-    click.echo(f"bumble: {info.stage} → {info.output_dir}")
+    echo(f"bumble: {info.stage} → {info.output_dir}")
     for line in summary_lines(info):
-        click.echo(line)
+        echo(line)
 
 
 def ended(output_dir: str, outcome: Outcome, *, overwrite: bool = False) -> None:
     """Where everything is, and how it went. `overwrite`: the run was started with --overwrite."""
     result = outcome.result
     if outcome.reused:
-        click.echo(f"complete: {output_dir} holds this very run already (--overwrite trains it again)")
+        echo(f"complete: {output_dir} holds this very run already (--overwrite trains it again)")
         return
-    click.echo(_how_it_went(outcome, overwrite=overwrite))
+    echo(_how_it_went(outcome, overwrite=overwrite))
     if saving := _saving(result.summary):
-        click.echo(saving)
+        echo(saving)
     names = {
         "final": _loads(Path(output_dir) / "final"),
         "metrics.json": "metric history",
@@ -45,11 +44,11 @@ def ended(output_dir: str, outcome: Outcome, *, overwrite: bool = False) -> None
     for name, what in names.items():
         path = Path(output_dir) / name
         if path.exists():
-            click.echo(f"  {path}  {what}")
+            echo(f"  {path}  {what}")
     checkpoints = [checkpoint for checkpoint in list_checkpoints(Path(output_dir)) if checkpoint.manifest]
     if checkpoints:
         kept = ", ".join(checkpoint.path.name for checkpoint in checkpoints)
-        click.echo(f"  {output_dir}  {kept}")
+        echo(f"  {output_dir}  {kept}")
 
 
 def _loads(final: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -14,10 +15,11 @@ from typing import Any
 
 import click
 
-from bumblecore_core.errors import BumbleError, PluginError, one
+from bumblecore_core.errors import BumbleError, PluginError, one, printable
 from bumblecore_core.registry import PluginSwitches, Provided, Registry, load_registry
 from bumblecore_core.registry.collect import clash, one_line
 from bumblecore_core.toolkit.rank_errors import print_rank_error
+from bumblecore_core.toolkit.terminal import echo, escape_logs, show_defect
 
 INTERRUPTED = 128 + 2  # as a shell reports SIGINT
 CORE_COMMANDS: Mapping[str, tuple[str, str]] = {
@@ -94,7 +96,7 @@ class LazyGroup(click.Group):
         """Names and summaries from the table and the records: no command is imported for help."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in CORE_COMMANDS.items()])
-        extra = [(item.record.name, item.record.summary) for item in _plugin_commands(ctx)]
+        extra = [(item.record.name, printable(item.record.summary)) for item in _plugin_commands(ctx)]
         if extra:
             with formatter.section("Commands of plugins"):
                 formatter.write_dl(extra)
@@ -129,7 +131,7 @@ def _plugin_commands(ctx: click.Context) -> Sequence[Provided]:
     except BumbleError as error:
         if not ctx.meta.setdefault("bumblecore.registry_error_shown", False):
             ctx.meta["bumblecore.registry_error_shown"] = True
-            click.echo(error.render(), err=True)
+            echo(error.render(), err=True)
         return []
 
 
@@ -168,18 +170,32 @@ def bumble(ctx: click.Context, no_plugins: bool, plugin: tuple[str, ...]) -> Non
 
 def main(args: Sequence[str] | None = None) -> None:
     """The console script. Bad input ends in lines on stderr and the error's exit code; a defect shows its traceback."""
+    if args is None:
+        _require_utf8()
+    escape_logs()
+    sys.excepthook = show_defect
     try:
         code = bumble.main(args=None if args is None else list(args), prog_name="bumble", standalone_mode=False)
     except BumbleError as error:
         _say(error)
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        error.show()
+        message = io.StringIO()
+        error.show(file=message)
+        echo(message.getvalue().rstrip("\n"), err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _require_utf8() -> None:
+    """Starts this process again in UTF-8 mode where Python cannot name files beyond ASCII (an ASCII locale with
+    PYTHONUTF8=0): the mode cannot be changed in a running process."""
+    if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _say(error: BumbleError) -> None:

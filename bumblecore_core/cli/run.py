@@ -12,6 +12,7 @@ from bumblecore_core.cli.launch import bumble_command, launch, nproc_option
 from bumblecore_core.cli.launched import told_to_launcher
 from bumblecore_core.cli.root import AppContext, app_of
 from bumblecore_core.cli.sets import set_option
+from bumblecore_core.toolkit.terminal import echo
 
 if TYPE_CHECKING:
     from bumblecore_core.config.resolved import ResolvedRun
@@ -93,7 +94,7 @@ def _train(app: AppContext, resolved: Sequence[ResolvedRun], *, overwrite: bool,
         if outcome.rank == 0:
             ended(one.config.output_dir, outcome, overwrite=overwrite)
         if outcome.rank == 0 and times is not None:
-            click.echo("\n".join(["time per plugin and phase (phases nest)", *times.lines(outcome.result.seconds)]))
+            echo("\n".join(["time per plugin and phase (phases nest)", *times.lines(outcome.result.seconds)]))
         if outcome.stopped_by:
             return AS_A_SHELL_DOES + outcome.stopped_by
     return 0

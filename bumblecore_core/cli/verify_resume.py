@@ -14,8 +14,11 @@ from bumblecore_core.cli.launch import bumble_command, nproc_option
 from bumblecore_core.cli.root import app_of
 from bumblecore_core.cli.sets import set_option
 from bumblecore_core.registry import PluginSwitches
+from bumblecore_core.toolkit.outputs import force_option, output_exists
+from bumblecore_core.toolkit.terminal import echo
 
 DIFFERS = 1
+WHOLE, RESUMED = "whole", "resumed"
 
 
 @click.command("verify-resume")
@@ -25,6 +28,7 @@ DIFFERS = 1
 @click.option("--save-at", type=click.IntRange(1), help="The step that is saved and killed at; half way if not given.")
 @nproc_option
 @click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="Keep the runs in this directory.")
+@force_option
 @click.pass_context
 def verify_resume(
     ctx: click.Context,
@@ -34,6 +38,7 @@ def verify_resume(
     save_at: int | None,
     processes: int,
     keep: Path | None,
+    force: bool,
 ) -> None:
     """Trains a few steps, kills itself, resumes, and compares everything with a run that was left alone.
 
@@ -48,17 +53,31 @@ def verify_resume(
     save_at = save_at or steps // 2
     if save_at >= steps:
         raise click.BadParameter("it must be less than --steps, or nothing is left to resume", param_hint="--save-at")
+    if keep is not None:
+        _make_room(keep, force=force)
     with tempfile.TemporaryDirectory(prefix="bumble-verify-resume-") as scratch:
         place = Path(keep or scratch)
         place.mkdir(parents=True, exist_ok=True)
         launch = _Launch(config, [*overrides, *_settings(steps, save_at)], app.switches, processes, place)
         differences = _compare(launch, steps, save_at)
     if differences:
-        click.echo(f"NOT the same after resuming ({len(differences)} differences):")
+        echo(f"NOT the same after resuming ({len(differences)} differences):")
         for line in differences[:20]:
-            click.echo(f"  {line}")
+            echo(f"  {line}")
         ctx.exit(DIFFERS)
-    click.echo(f"the same, bit for bit: killed at step {save_at}, resumed to step {steps}, {processes} process(es)")
+    echo(f"the same, bit for bit: killed at step {save_at}, resumed to step {steps}, {processes} process(es)")
+
+
+def _make_room(keep: Path, *, force: bool) -> None:
+    """Deletes the runs that an earlier call kept here. Raises `RunError` BC069 without `force`."""
+    from bumblecore_core.run.output_dir import clear
+
+    for name in (WHOLE, RESUMED):
+        log = keep / f"{name}.log"
+        if not force and ((keep / name).exists() or log.exists()):
+            raise output_exists(keep / name, "--keep")
+        clear(keep / name)
+        log.unlink(missing_ok=True)
 
 
 def _settings(steps: int, save_at: int) -> list[str]:
@@ -103,16 +122,16 @@ def _compare(launch: _Launch, steps: int, save_at: int) -> list[str]:
     from bumblecore_core.run.checkpoint.compare import checkpoint_differences, history_differences
     from bumblecore_core.testing.killer import NAME
 
-    click.echo(f"training {steps} steps without a break …")
-    if launch.run("whole", ["metrics_json"]) != 0:
-        raise click.ClickException(f"the run itself failed:\n{launch.said('whole')}")
-    click.echo(f"training again, killed when checkpoint-{save_at} is committed …")
-    if launch.run("resumed", ["metrics_json", NAME]) == 0:
-        raise click.ClickException(f"the run was not killed:\n{launch.said('resumed')}")
-    click.echo("resuming …")
-    if launch.run("resumed", ["metrics_json"]) != 0:
-        raise click.ClickException(f"resuming failed:\n{launch.said('resumed')}")
-    whole, resumed = launch.place / "whole", launch.place / "resumed"
+    echo(f"training {steps} steps without a break …")
+    if launch.run(WHOLE, ["metrics_json"]) != 0:
+        raise click.ClickException(f"the run itself failed:\n{launch.said(WHOLE)}")
+    echo(f"training again, killed when checkpoint-{save_at} is committed …")
+    if launch.run(RESUMED, ["metrics_json", NAME]) == 0:
+        raise click.ClickException(f"the run was not killed:\n{launch.said(RESUMED)}")
+    echo("resuming …")
+    if launch.run(RESUMED, ["metrics_json"]) != 0:
+        raise click.ClickException(f"resuming failed:\n{launch.said(RESUMED)}")
+    whole, resumed = launch.place / WHOLE, launch.place / RESUMED
     found = [f"metrics.json, {line}" for line in history_differences(whole / "metrics.json", resumed / "metrics.json")]
     for name in (f"checkpoint-{save_at}", f"checkpoint-{steps}", "final"):
         found += [f"{name}/{line}" for line in checkpoint_differences(whole / name, resumed / name)]

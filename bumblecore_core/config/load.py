@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bumblecore_core.config.keys import KeyPath, printable
+from bumblecore_core.config.keys import KeyPath
 from bumblecore_core.config.overrides import COMMAND_LINE, apply
 from bumblecore_core.config.shape import expand
 from bumblecore_core.config.yaml import parse, read_text
-from bumblecore_core.errors import ConfigError, one
+from bumblecore_core.errors import ConfigError, one, printable
 
 _KIND_NAMES = {list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
 

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from bumblecore_core.config.keys import printable
 from bumblecore_core.config.overrides import COMMAND_LINE
 from bumblecore_core.config.resolved import ResolvedRun
-from bumblecore_core.errors import BumbleError, Problem
+from bumblecore_core.errors import BumbleError, Problem, printable
 
 _INDEX = re.compile(r"\[(\d+)\]")
 

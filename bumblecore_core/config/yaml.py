@@ -16,9 +16,9 @@ from typing import Any
 
 import yaml
 
-from bumblecore_core.config.keys import KeyPath, dotted, printable, shown
+from bumblecore_core.config.keys import KeyPath, dotted, shown
 from bumblecore_core.config.scalars import READERS, TAG, PlainDumper, PlainLoader
-from bumblecore_core.errors import ConfigError, Problem, one
+from bumblecore_core.errors import ConfigError, Problem, one, printable
 from bumblecore_core.toolkit.regular_files import require_regular
 
 DEEPEST = 64

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import sys
 
+from bumblecore_core.errors import printable
+
 LOG = logging.getLogger("bumblecore")
 LOG.setLevel(logging.INFO)
 
 
 def say(line: str) -> None:
     """Writes a line to stderr and logs it, below the level from which Python itself would show it a second time."""
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)
     note(line)
 
 
 def note(line: str) -> None:
     """Logs a line that the console has said already."""
-    LOG.info(line)
+    LOG.info(printable(line))

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from bumblecore_core.errors import BumbleError
 from bumblecore_core.toolkit.launch_environment import OTHER_LAUNCHERS, Launch, read_launch
+from bumblecore_core.toolkit.terminal import echo
 
 LAUNCHED = "BUMBLE_LAUNCHED"  # the directory in which ranks leave their failures
 RANK_KEYS = ("RANK", *(launcher.rank for launcher in OTHER_LAUNCHERS))
@@ -43,7 +44,7 @@ def leave_failure(place: Path, failure: Failure) -> None:
         path.with_suffix(".writing").replace(path)
     except OSError:  # the disk is full, or the launcher is gone
         with suppress(OSError):
-            print(f"rank {failure.rank}: {failure.text}", file=sys.stderr)
+            echo(f"rank {failure.rank}: {failure.text}", err=True)
 
 
 def is_foreign(error: BumbleError) -> bool:
@@ -56,11 +57,11 @@ def print_rank_error(error: BumbleError) -> None:
     this machine is reporting the same error."""
     launch = _launch(os.environ)
     if launch.world_size == 1:
-        print(error.render(), file=sys.stderr, flush=True)
+        echo(error.render(), err=True)
         return
     with _first_to_report(error.render(), os.environ) as first:
         if first:
-            print(f"rank {launch.rank} ({socket.gethostname()}): {error.render()}", file=sys.stderr, flush=True)
+            echo(f"rank {launch.rank} ({socket.gethostname()}): {error.render()}", err=True)
             if not is_foreign(error):
                 # torchrun ends all ranks as soon as one has: those with other errors would never report them
                 time.sleep(LINGER)

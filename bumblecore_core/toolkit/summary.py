@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bumblecore_core.errors import printable
 from bumblecore_core.values import RunInfo
 
 SHOWN_CHARACTERS = 1200
@@ -20,7 +21,7 @@ def summary_lines(info: RunInfo, *, config: bool = True) -> list[str]:
     lines += ["features", *_table(info.features)]
     if info.sample:
         lines += [f"first example (trained part between {TRAINED[0]} and {TRAINED[1]})", *_sample(info.sample)]
-    return lines
+    return [printable(line, keep="\t") for line in lines]
 
 
 def _table(pairs: Sequence[tuple[str, str]]) -> list[str]:

@@ -18,7 +18,7 @@ from bumblecore_core.cli.root import AppContext
 from bumblecore_core.config.json_schema import config_schema
 from bumblecore_core.config.resolve import load_run
 from bumblecore_core.config.starter import starter_yaml
-from bumblecore_core.errors import ConfigError
+from bumblecore_core.errors import ConfigError, RunError
 from bumblecore_core.registry import PluginSwitches, Registry
 
 REGISTRY = make_registry()
@@ -49,8 +49,7 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
 
 def test_config_schema(folder: Path):
     assert json.loads(bumble_config("schema").stdout) == SCHEMA
-    for _ in range(2):
-        assert bumble_config("schema", "-o", "s.json").exit_code == 0
+    assert bumble_config("schema", "-o", "s.json").exit_code == 0
     assert json.loads((folder / "s.json").read_text()) == SCHEMA
 
 
@@ -74,19 +73,23 @@ def test_config_show_passes_errors_on(folder: Path):
     assert result.exception.problems[0].code == "BC034"
 
 
-def test_config_init_never_overwrites(folder: Path):
+def test_an_existing_file_is_replaced_only_with_force(folder: Path):
     assert bumble_config("init", "sft").stdout == starter_yaml("sft", REGISTRY)
     assert bumble_config("init", "sft", "-o", "new.yaml").exit_code == 0
     assert (folder / "new.yaml").read_text() == starter_yaml("sft", REGISTRY)
-    again = bumble_config("init", "pretrain", "-o", "new.yaml")
-    assert isinstance(again.exception, ConfigError)
-    assert again.exception.problems[0].code == "BC069"
+    for again in (bumble_config("init", "pretrain", "-o", "new.yaml"), bumble_config("schema", "-o", "new.yaml")):
+        assert isinstance(again.exception, RunError)
+        assert str(again.exception).startswith("BC069 new.yaml --output: the output exists. Choose another path")
     assert (folder / "new.yaml").read_text() == starter_yaml("sft", REGISTRY)
+    assert bumble_config("init", "pretrain", "-o", "new.yaml", "--force").exit_code == 0
+    assert (folder / "new.yaml").read_text() == starter_yaml("pretrain", REGISTRY)
+    assert bumble_config("schema", "-o", "new.yaml", "--force").exit_code == 0
+    assert json.loads((folder / "new.yaml").read_text()) == SCHEMA
 
 
 def test_output_that_cannot_be_written(folder: Path):
     result = bumble_config("schema", "-o", "nowhere/s.json")
-    assert isinstance(result.exception, ConfigError)
+    assert isinstance(result.exception, RunError)
     assert result.exception.problems[0].code == "BC042"
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from bad_input import good
 from bumblecore_core.cli import main
+from bumblecore_core.errors import printable
 
 
 @pytest.mark.parametrize(
@@ -52,3 +53,35 @@ def test_a_reader_that_goes_away_ends_the_listing_quietly():
     os.close(writer)
     assert done.stderr == b""
     assert done.returncode == 1
+
+
+PLUGIN = """
+from bumblecore_core import LoggerRecord, hookimpl
+
+class Logger:
+    def start(self, *, info):
+        raise ValueError("\\x1b[2Jforged")
+    step = saved = finish = start
+
+@hookimpl
+def bumble_loggers():
+    return [LoggerRecord(name="hostile", summary="Clears \\x1b[2J the screen.", build=lambda *, options: Logger())]
+"""
+
+
+def test_row_74_escape_sequences_of_rows_paths_and_plugins_are_shown_escaped(scene, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    scene.file("hostile_loggers.py", PLUGIN)
+    text = "\x1b[2J\x1b]0;title\x07 \x9b31m \u202e the cat sat"
+    scene.rows([{"text": text} for _ in range(4)])
+    out = scene.directory / "out\x1b[2J"
+    config = scene.config("pretrain", output_dir=out, loggers=["log_file", "hostile"])
+    answer = scene.call("-p", "hostile_loggers", "run", config, code=0)
+    listed = scene.call("-p", "hostile_loggers", "plugins", "list", code=0)
+    log = (out / "logs" / "train.log").read_text(encoding="utf-8")
+    for shown in (answer.out, answer.err, listed.out, log):
+        assert printable(shown, keep="\n") == shown.replace("\t", r"\t")
+        assert r"\x1b[2J" in shown
+    for shown in (answer.out, log):
+        assert r"\x1b]0;title\x07 \x9b31m \u202e the cat sat" in shown
+    assert r"'hostile' raised ValueError: \x1b[2Jforged" in answer.err

@@ -120,6 +120,19 @@ def test_saving_after_the_last_step_is_refused(bench, capsys):
     assert "less than --steps" in capsys.readouterr().err
 
 
+def test_kept_runs_are_deleted_only_with_force(bench, evaluated, tmp_path, capsys, monkeypatch):
+    config = write_config(bench / "verify.yaml", **settings_of(bench, "pretrain", "unused"))
+    kept = shutil.copytree(evaluated, tmp_path / "whole")
+    (kept / "notes.md").write_text("mine")
+    assert bumble("verify-resume", config, "--keep", tmp_path) == 2
+    assert f"BC069 {kept} --keep: the output exists" in capsys.readouterr().err
+    assert (kept / "final").exists()
+    monkeypatch.setattr("bumblecore_core.cli.verify_resume._compare", lambda *arguments: [])
+    assert bumble("verify-resume", config, "--keep", tmp_path, "--force") == 0
+    assert not (kept / "final").exists()
+    assert (kept / "notes.md").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_verify_resume_proves_it(bench, capsys, processes):

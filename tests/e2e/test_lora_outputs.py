@@ -62,6 +62,7 @@ def test_parts_trained_in_full_are_merged_with_the_low_rank_ones(bench, tmp_path
 
 def test_merge_refuses(plain, bench, tmp_path, capsys):
     (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "notes.md").write_text("mine")
     for arguments, code in [
         ((plain, tmp_path / "there"), "BC069"),
         ((bench / "base", tmp_path / "new"), "BC064"),
@@ -72,8 +73,20 @@ def test_merge_refuses(plain, bench, tmp_path, capsys):
         assert call("merge", *arguments) == 2
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("BC")]
         assert [line[:5] for line in lines] == [code]
-    assert not list((tmp_path / "there").iterdir())
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["notes.md"]
     assert not (tmp_path / "new").exists()
+
+
+def test_merge_replaces_a_model_only_with_force(plain, tmp_path, capsys):
+    out = tmp_path / "merged"
+    out.mkdir()
+    (out / "notes.md").write_text("mine")
+    (out / "pytorch_model.bin").write_text("an older model")
+    assert call("merge", plain, out) == 2
+    assert call("merge", plain, out, "--force") == 0
+    names = {path.name for path in out.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "notes.md"} <= names
+    assert "pytorch_model.bin" not in names
 
 
 def test_generate_takes_adapters_and_says_where_a_base_is_missing(plain, tmp_path, capsys):

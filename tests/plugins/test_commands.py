@@ -211,10 +211,35 @@ def test_trained_chat_template_marks_replies_and_calls(model):
 def test_train_without_chat_template_and_with_a_file(data, tmp_path):
     for choice, template, eos in (("none", None, "<|endoftext|>"), (tmp_path / "t.jinja", "{{ 1 }}", "<|endoftext|>")):
         (tmp_path / "t.jinja").write_text("{{ 1 }}")
-        options = ["-o", tmp_path / "tok", "--vocab-size", 260, "--chat-template", choice]
+        options = ["-o", tmp_path / "tok", "--vocab-size", 260, "--chat-template", choice, "--force"]
         assert invoke("tokenizer", "train", data / "rows.txt", *options).exit_code == 0
         tokenizer = load_tokenizer(tmp_path / "tok")
         assert (tokenizer.chat_template, tokenizer.eos_token) == (template, eos)
+
+
+def test_train_replaces_a_tokenizer_only_with_force_and_keeps_other_files(data, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_text("{}")
+    options = ["tokenizer", "train", data / "rows.txt", "-o", out, "--vocab-size", 260]
+    found = problem_of(invoke(*options))
+    assert (found.code, found.field, [path.name for path in out.iterdir()]) == ("BC069", "--output", ["config.json"])
+    assert invoke(*options, "--force").exit_code == 0
+    assert load_tokenizer(out).chat_template
+    assert problem_of(invoke(*options)).code == "BC069"
+    assert invoke(*options, "--force", "--chat-template", "none").exit_code == 0
+    assert load_tokenizer(out).chat_template is None
+    assert (out / "config.json").read_text() == "{}"
+    before = (out / "tokenizer_config.json").read_bytes()
+
+    def fail(self, directory, **options):
+        (directory / "tokenizer_config.json").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", fail)
+    assert problem_of(invoke(*options, "--force")).code == "BC045"
+    assert (out / "tokenizer_config.json").read_bytes() == before
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_train_errors(data, tmp_path):

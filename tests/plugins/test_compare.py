@@ -109,6 +109,32 @@ def test_the_table_as_csv(bench, tmp_path, capsys):
     assert int(resumed["steps"]) == STEPS
 
 
+def test_what_exists_is_replaced_only_with_force(bench, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = bench / "resumed"
+    (tmp_path / "compare.png").write_bytes(b"mine")
+    (tmp_path / "table.csv").write_bytes(b"mine")
+    for options, taken in (((), "compare.png --output"), (("-o", "new.png", "--csv", "table.csv"), "table.csv --csv")):
+        code, lines, error = compare(capsys, run, *options)
+        assert (code, lines) == (2, [])
+        assert error == f"BC069 {taken}: the output exists. Choose another path, or add --force.\n"
+    assert {path.read_bytes() for path in tmp_path.iterdir()} == {b"mine"}
+    assert compare(capsys, run, "--csv", "table.csv", "--force")[0] == 0
+    assert (tmp_path / "compare.png").read_bytes().startswith(PNG)
+    assert (tmp_path / "table.csv").read_text().startswith("run,stage,")
+
+
+def test_a_formula_is_text_in_the_csv(tmp_path, capsys):
+    event = {"step": 1, "epoch": 0.1, "split": "train", "time": 1.0, "loss": -1.5, "learning_rate": 1e-3}
+    hostile = bare_run(tmp_path / "=HYPERLINK(1)", [event], stage="@SUM(A1)")
+    plain = bare_run(tmp_path / "-7", [event])
+    options = ("-o", tmp_path / "a.png", "--csv", tmp_path / "table.csv")
+    assert compare(capsys, hostile, plain, *options)[0] == 0
+    first, second = csv.DictReader((tmp_path / "table.csv").read_text().splitlines())
+    assert (first["run"], first["stage"], first["loss"]) == ("'=HYPERLINK(1)", "'@SUM(A1)", "-1.5")
+    assert second["run"] == "-7"
+
+
 def bare_run(directory, events=(), **config):
     """A directory that holds a config and a history, and nothing else."""
     directory.mkdir(parents=True)

@@ -50,6 +50,15 @@ def test_columns_come_in_the_order_in_which_figures_first_came(tmp_path):
     assert list(rows(tmp_path)[0]) == [*fixed, *first, "perplexity", "rewards/accuracies"]
 
 
+def test_a_formula_as_the_name_of_a_figure_is_text(tmp_path):
+    event = StepEvent(step=1, epoch=0.5, split="train", time=1.0, metrics={"=cmd()": -1.0, "-2": 1.0})
+    later = StepEvent(step=2, epoch=1.0, split="train", time=2.0, metrics={"=cmd()": -2.0, "@x": 3.0})
+    tell(CsvFile(), info_of(tmp_path), [event, later])
+    first, second = rows(tmp_path)
+    assert list(first) == ["step", "epoch", "split", "time", "'=cmd()", "-2", "'@x"]
+    assert (first["'=cmd()"], first["-2"], second["'=cmd()"], second["'@x"]) == ("-1.0", "1.0", "-2.0", "3.0")
+
+
 def test_each_event_is_in_the_file_at_once(tmp_path):
     logger = CsvFile()
     logger.start(info=info_of(tmp_path))

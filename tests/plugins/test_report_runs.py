@@ -108,6 +108,8 @@ def test_it_says_where_the_page_is_and_how_large(tmp_path):
     assert result.output == f"wrote {tmp_path / 'page.html'} ({round(size / 1000)} kB)\n"
     assert not (run / "report.html").exists()
     assert invoke(run).output.startswith(f"wrote {run / 'report.html'} (")
+    assert problem_of(run).code == "BC069"
+    assert invoke(run, "--force").exit_code == 0
     assert {path.name for path in tmp_path.iterdir()} == {"run", "page.html"}  # nothing half written is left
 
 
@@ -192,4 +194,4 @@ def said_by_generate(run, *options):
 def test_prompts_need_a_final_model_and_some_text(asked, tmp_path):
     found = problem_of(write_run(tmp_path / "run"), "--prompt", "a")
     assert (found.code, "no final model" in found.problem) == ("BC064", True)
-    assert problem_of(asked, "--prompt", "").code == "BC007"
+    assert problem_of(asked, "--force", "--prompt", "").code == "BC007"

@@ -13,6 +13,7 @@ from bumblecore_core.errors import RunError, one
 from bumblecore_core.protocols import Adapter
 from bumblecore_core.run.checkpoint.manifest import FileEntry, Manifest, describe, write_manifest
 from bumblecore_core.run.files import disk_errors, final_path, put_in_place, sync
+from bumblecore_core.toolkit.permissions import follow_umask
 
 if TYPE_CHECKING:
     import torch
@@ -82,6 +83,7 @@ def write_part(temporary: Path, rank: int, write: Callable[[Path], None]) -> Non
             name = file.relative_to(temporary)
             if rank == 0 and len(name.parts) > 2 and name.parts[0] == STATE and name.parts[1] != own.name:
                 continue
+            follow_umask(file)
             sync(file)
             entries[name.as_posix()] = asdict(describe(file))
         (own / PART).write_text(json.dumps(entries), encoding="utf-8")
@@ -100,6 +102,7 @@ def commit(temporary: Path, directory: Path, *, world_size: int, facts: Mapping[
         for file in _files(temporary):
             name = file.relative_to(temporary).as_posix()
             if name not in files:  # an engine wrote it outside its rank's own directory
+                follow_umask(file)
                 sync(file)
                 files[name] = describe(file)
         write_manifest(temporary, Manifest(files=files, facts=facts))

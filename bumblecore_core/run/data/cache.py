@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bumblecore_core.errors import BumbleError, RunError, one
 from bumblecore_core.run.files import FULL, sync
+from bumblecore_core.toolkit.permissions import umask
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def fresh_directory(directory: Path) -> Iterator[Path]:
         raise cache_error(error, directory.parent) from error
     try:
         yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())
+        os.chmod(temporary, 0o777 & ~umask())
         sync(temporary)
         _rename(temporary, directory)
         sync(directory.parent)
@@ -86,9 +87,3 @@ def _rename(temporary: Path, directory: Path) -> None:
     else:
         directory.unlink(missing_ok=True)
     temporary.rename(directory)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,11 @@ from typing import Any, NamedTuple
 import click
 
 from bumblecore_core import BumbleError, Problem, RunError, one
+from bumblecore_core.toolkit.csv_cells import csv_cell
 from bumblecore_core.toolkit.curves import distinct_names, shortened, training_seconds
 from bumblecore_core.toolkit.history import RunRecord, read_run, smoothed
+from bumblecore_core.toolkit.outputs import check_output_file, force_option, write_output_file
+from bumblecore_core.toolkit.terminal import echo
 
 MISSING = "-"
 LONGEST_VALUE = 48  # characters of a config value in the table
@@ -58,13 +62,17 @@ class Figures(NamedTuple):
     help="What the curves are drawn over; time is that in training steps.",
 )
 @click.option("--csv", "table", type=click.Path(path_type=Path), help="Write the figures to this file as well.")
-def compare(runs: tuple[Path, ...], output: Path, x: Any, table: Path | None) -> None:
+@force_option
+def compare(runs: tuple[Path, ...], output: Path, x: Any, table: Path | None, force: bool) -> None:
     """Compare runs, each named by its output directory, in figures, config and curves.
 
     Prints a table of figures and one of the config keys that differ, and draws the losses into one picture. The final
     loss is the end of the smoothed curve, tokens/s a median; the training time is that of the steps, without evaluation
     and saving.
     """
+    check_output_file(output, force=force, field="--output")
+    if table is not None:
+        check_output_file(table, force=force, field="--csv")
     records = read_runs(runs)
     names = distinct_names([record.directory for record in records])
     figures = [figures_of(record, name) for record, name in zip(records, names, strict=True)]
@@ -80,12 +88,12 @@ def compare(runs: tuple[Path, ...], output: Path, x: Any, table: Path | None) ->
     print_table([HEADER, *(row(found) for found in figures)])
     if len(records) > 1:
         rows = differing(records)
-        click.echo()
-        print_table([("config", *names), *rows]) if rows else click.echo("the configs do not differ")
-    click.echo()
-    click.echo(f"wrote {output}" if drawn else "no step was reported: there is no curve to draw")
+        echo()
+        print_table([("config", *names), *rows]) if rows else echo("the configs do not differ")
+    echo()
+    echo(f"wrote {output}" if drawn else "no step was reported: there is no curve to draw")
     if table is not None:
-        click.echo(f"wrote {table}")
+        echo(f"wrote {table}")
 
 
 def read_runs(directories: Sequence[Path]) -> list[RunRecord]:
@@ -190,19 +198,16 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for cells in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+        echo("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
 
 
 def write_csv(path: Path, figures: Sequence[Figures]) -> None:
-    """The figures, unrounded, a run a line. Raises `RunError` BC042 where the file cannot be written."""
-    try:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(Figures._fields)
-            writer.writerows(figures)
-    except OSError as error:
-        problem = f"the table cannot be written: {error.strerror}"
-        raise one(RunError, "BC042", problem, "Name another place", place=str(path)) from error
+    """The figures, unrounded, a run a line. Raises `RunError` BC042 or BC045."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(Figures._fields)
+    writer.writerows(map(csv_cell, found) for found in figures)
+    write_output_file(path, text.getvalue().encode("utf-8", "backslashreplace"), field="--csv")
 
 
 def _stage(record: RunRecord) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bumblecore_core import DataError, RowError, one
+from bumblecore_core.toolkit.terminal import echo, to_json
 
 if TYPE_CHECKING:
     import torch
@@ -82,10 +84,11 @@ def generate(
     if pad is None:
         pad = stop[0] if stop else 0
         token = tokenizer.convert_ids_to_tokens(pad)
-        click.echo(
+        echo(
             f"BC026 the tokenizer has no pad token: {token!r} fills up shorter prompts; attention does not see it",
             err=True,
         )
+    show = echo if sys.stdout.isatty() else click.echo  # a pipe gets each reply unchanged
     torch.manual_seed(seed)
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=tuple(stop), pad=pad)
     for text, ids in zip(texts, continuations(lm, encoded, sampling, batch_size), strict=True):
@@ -94,11 +97,11 @@ def generate(
         if as_json:
             finish = "stop" if finished else "length"
             line = {"prompt": text, "text": answer, "tokens": len(ids), "finish": finish}
-            click.echo(json.dumps(line, ensure_ascii=False))
+            echo(to_json(line))
         elif len(texts) == 1:
-            click.echo(answer)
+            show(answer)
         else:
-            click.echo(f"> {text}\n{answer}\n")
+            show(f"> {text}\n{answer}\n")
 
 
 def read_prompts(path: Path) -> list[str]:

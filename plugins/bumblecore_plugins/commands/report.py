@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +10,10 @@ import click
 
 from bumblecore_core import RunError, one
 from bumblecore_core.toolkit.history import RunRecord, read_run
+from bumblecore_core.toolkit.outputs import check_output_file, force_option, write_output_file
+from bumblecore_core.toolkit.terminal import echo
 
 LONGEST_ANSWER = 128
-BEGINNING = b"<!doctype html>"
 CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
 """Control characters, which HTML does not allow, to the signs that stand for them."""
 
@@ -30,7 +30,8 @@ class Answer(NamedTuple):
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: RUN/report.html]")
 @click.option("--prompt", "prompts", multiple=True, help="Ask the final model this; may be given several times.")
-def report(run: Path, output: Path | None, prompts: tuple[str, ...]) -> None:
+@force_option
+def report(run: Path, output: Path | None, prompts: tuple[str, ...], force: bool) -> None:
     """Write one HTML page about RUN, the output directory of a run: curves, figures, checkpoints, configuration.
 
     The page needs no other file and no network. It can be written while the run goes on.
@@ -39,10 +40,10 @@ def report(run: Path, output: Path | None, prompts: tuple[str, ...]) -> None:
 
     record = read_run(run)
     target = run / "report.html" if output is None else output
-    check_target(target)
+    check_output_file(target, force=force, field="--output")
     page = render(record, answers(record, prompts) if prompts else [])
-    write_page(target, page)
-    click.echo(f"wrote {target} ({bytes_shown(len(page))})")
+    write_output_file(target, page, field="--output")
+    echo(f"wrote {target} ({bytes_shown(len(page))})")
 
 
 def answers(record: RunRecord, prompts: Sequence[str]) -> list[Answer]:
@@ -97,40 +98,3 @@ def _content(record: RunRecord) -> dict[str, Any]:
         problem = f"a file of the run does not hold what a run writes there ({type(error).__name__}: {error})"
         raise one(RunError, "BC064", problem, "Train the run again", place=str(record.directory)) from error
     return {**found, "charts": charts(record)}
-
-
-def check_target(path: Path) -> None:
-    """Raises `RunError` where no page can be written to `path`, before there is one: BC042, or BC069 where something
-    lies there that is no HTML page."""
-    try:
-        if path.is_symlink() or (path.exists() and not path.is_file()):  # a device must not be replaced either
-            raise _unwritable(path, "something else than a file lies here")
-        if not path.parent.is_dir():
-            raise _unwritable(path, "there is no such directory")
-        if path.is_file() and not _is_page(path):
-            problem, fix = "a file lies here that is no HTML page", "Name another file with --output"
-            raise one(RunError, "BC069", problem, fix, place=str(path))
-    except OSError as error:
-        raise _unwritable(path, f"the page cannot be written: {error.strerror}") from error
-
-
-def write_page(path: Path, page: bytes) -> None:
-    """Replaces `path` atomically. Raises `RunError` BC042 where it cannot be written."""
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        temporary.write_bytes(page)
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise _unwritable(path, f"the page cannot be written: {error.strerror}") from error
-
-
-def _unwritable(path: Path, problem: str) -> Exception:
-    return one(RunError, "BC042", problem, "Name another file with --output", place=str(path))
-
-
-def _is_page(path: Path) -> bool:
-    with path.open("rb") as opened:
-        beginning = opened.read(len(BEGINNING))
-    return beginning.lower() == BEGINNING or not beginning

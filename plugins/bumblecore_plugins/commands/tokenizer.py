@@ -11,8 +11,15 @@ from typing import Any
 
 import click
 
-from bumblecore_core import DataError, ModelError, RunError, one
+from bumblecore_core import DataError, ModelError, one
+from bumblecore_core.toolkit.outputs import (
+    TOKENIZER_OUTPUT,
+    check_output_directory,
+    force_option,
+    write_output_directory,
+)
 from bumblecore_core.toolkit.regular_files import require_regular
+from bumblecore_core.toolkit.terminal import echo
 
 END_OF_TEXT = "<|endoftext|>"
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
@@ -41,11 +48,20 @@ def tokenizer() -> None:
     help="chatml, none, or a .jinja file with a template of yours.",
 )
 @click.option("--special-token", "special", multiple=True, help="A further special token; may be given several times.")
-def train(files: tuple[Path, ...], output: Path, vocab_size: int, chat_template: str, special: tuple[str, ...]) -> None:
+@force_option
+def train(
+    files: tuple[Path, ...],
+    output: Path,
+    vocab_size: int,
+    chat_template: str,
+    special: tuple[str, ...],
+    force: bool,
+) -> None:
     """Train a byte-level BPE tokenizer on FILES (.jsonl, .json, .csv: every string value in them; .txt).
 
     Its EOS is <|im_end|> with the chatml template (what closes a turn) and <|endoftext|> otherwise.
     """
+    check_output_directory(output, force=force, field="--output")
     template = read_template(chat_template)
     chatml = chat_template == "chatml"
     specials = list(dict.fromkeys([END_OF_TEXT, *(CHATML_TOKENS if chatml else ()), *special]))
@@ -65,15 +81,10 @@ def train(files: tuple[Path, ...], output: Path, vocab_size: int, chat_template:
         clean_up_tokenization_spaces=False,
     )
     trained.chat_template = template
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        trained.save_pretrained(output)
-    except OSError as error:
-        problem = f"the directory cannot be written: {error.strerror}"
-        raise one(RunError, "BC042", problem, "choose another --output", place=str(output)) from error
+    write_output_directory(output, trained.save_pretrained, replaces=TOKENIZER_OUTPUT, field="--output")
     size = len(trained)
     short = "" if size == vocab_size else f" (fewer than {vocab_size}: the files hold no further pairs to merge)"
-    click.echo(f"wrote {output}: {size} entries{short}, EOS {trained.eos_token}, pad {trained.pad_token}")
+    echo(f"wrote {output}: {size} entries{short}, EOS {trained.eos_token}, pad {trained.pad_token}")
 
 
 def train_bpe(texts: Iterator[str], vocab_size: int, specials: Sequence[str]) -> Any:

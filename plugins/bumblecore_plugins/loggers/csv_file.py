@@ -9,6 +9,7 @@ from itertools import chain
 from typing import Any
 
 from bumblecore_core import RunInfo, RunResult, StepEvent
+from bumblecore_core.toolkit.csv_cells import csv_cell
 from bumblecore_core.toolkit.history import EVENT_KEYS
 
 
@@ -57,5 +58,5 @@ class CsvFile:
 
 
 def _row(event: StepEvent) -> dict[str, Any]:
-    figures = {name: float(value) if math.isfinite(value) else "" for name, value in event.metrics.items()}
+    figures = {csv_cell(name): float(value) if math.isfinite(value) else "" for name, value in event.metrics.items()}
     return {**figures, "step": event.step, "epoch": event.epoch, "split": event.split, "time": event.time}

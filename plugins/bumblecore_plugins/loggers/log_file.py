@@ -6,7 +6,9 @@ import logging
 import warnings
 
 from bumblecore_core import RunInfo, RunResult, StepEvent
+from bumblecore_core.errors import printable
 from bumblecore_core.toolkit.summary import summary_lines
+from bumblecore_core.toolkit.terminal import LAYOUT
 
 LOGGERS = ("", "bumblecore", "transformers")
 """Whose records are taken: warnings of every library through the root logger, and those that do not pass theirs on."""
@@ -19,7 +21,7 @@ class LogFile:
         path = info.output_dir / "logs" / "train.log"
         path.parent.mkdir(parents=True, exist_ok=True)
         self._handler = logging.FileHandler(path, encoding="utf-8")
-        self._handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        self._handler.setFormatter(_EscapingFormatter("%(asctime)s %(message)s"))
         for line in summary_lines(info):
             self._write(line)
         self._listen()
@@ -63,6 +65,13 @@ class LogFile:
 
     def _write(self, line: str) -> None:
         self._handler.emit(logging.LogRecord("bumble", logging.INFO, "", 0, line, None, None))
+
+
+class _EscapingFormatter(logging.Formatter):
+    """What plugins, libraries and files' names put into a message must not drive the terminal that shows the log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep=LAYOUT)
 
 
 class _Listener(logging.Handler):

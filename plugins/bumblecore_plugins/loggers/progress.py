@@ -8,6 +8,7 @@ import time
 from tqdm import tqdm
 
 from bumblecore_core import RunInfo, RunResult, StepEvent
+from bumblecore_core.errors import printable
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -51,7 +52,7 @@ class Progress:
             self._bar.close()
 
     def _say(self, line: str) -> None:
-        tqdm.write(line, file=sys.stderr)
+        tqdm.write(printable(line), file=sys.stderr)
 
 
 def _figures(event: StepEvent) -> str:
