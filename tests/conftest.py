@@ -4,6 +4,9 @@ import os
 
 import pytest
 
+from bumblecore_core.cli.threads import let_idle_threads_sleep
+
+let_idle_threads_sleep()
 # One thread: tests' models are tiny, and two workers with two threads each would only wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from bumblecore_core.cli.threads import let_idle_threads_sleep
 from bumblecore_core.errors import BumbleError, PluginError, one, printable
 from bumblecore_core.registry import PluginSwitches, Provided, Registry, load_registry
 from bumblecore_core.registry.collect import clash, one_line
@@ -172,6 +173,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """The console script. Bad input ends in lines on stderr and the error's exit code; a defect shows its traceback."""
     if args is None:
         _require_utf8()
+    let_idle_threads_sleep()
     escape_logs()
     sys.excepthook = show_defect
     try:

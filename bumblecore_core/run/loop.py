@@ -11,11 +11,13 @@ from typing import Literal
 from bumblecore_core.errors import Problem, RunError
 from bumblecore_core.protocols import Engine
 from bumblecore_core.run.checkpoint.saver import VOTES, Saver
+from bumblecore_core.run.console import say
 from bumblecore_core.run.data.plan import MicroBatch, Window
 from bumblecore_core.run.loggers import Loggers
 from bumblecore_core.run.meter import Meter, Spent
 from bumblecore_core.run.metrics import WindowMetrics
 from bumblecore_core.run.progress import Progress
+from bumblecore_core.run.slow_steps import SlowSteps
 from bumblecore_core.run.speed import Speed, peak_memory
 from bumblecore_core.values import Batch, StepEvent
 
@@ -59,6 +61,7 @@ def train(
     """Runs every window; raises `RunError` BC057 where losses stay non-finite or a window has nothing to learn, and
     `Stopped` where a signal ends the run: at the last boundary between steps everything is whole."""
     meter = Meter(progress, peak_flops=options.speed.peak if options.speed else 0.0)
+    slow_steps = _slow_steps(engine, options.speed)
     saver.boundary()
     if evaluation is not None and progress.step and _evaluation_due(progress.step, options):
         _evaluate_once(engine, evaluation, loggers, progress, saver)
@@ -96,6 +99,8 @@ def train(
             ),
             memory=max(memory),
         )
+        if slow_steps is not None:
+            slow_steps.add(seconds=seconds - waited / engine.world_size, flops=flops)
         if progress.step % options.logging_steps == 0 or progress.step == options.total_steps:
             found = meter.take()
             progress.last.update(found)
@@ -168,6 +173,13 @@ def _accumulate(
             between()
         asked = time.perf_counter()
     return metrics, tally
+
+
+def _slow_steps(engine: Engine, speed: Speed | None) -> SlowSteps | None:
+    """Watches the steps of rank 0. What an engine offloads may take its time."""
+    if engine.rank != 0 or speed is None:
+        return None
+    return SlowSteps(peak_flops=0.0 if getattr(engine, "elsewhere", ()) else speed.peak, say=say)
 
 
 def _in_place_of(engine: Engine, mine: Sequence[float]) -> list[float]:

@@ -31,11 +31,11 @@ def _builder(name: str, arguments: Arguments) -> Callable[..., Scheduler]:
     theirs = "reduce_lr_on_plateau" if name == _PLATEAU else name
 
     def build(*, options: Options, optimizer: torch.optim.Optimizer, total_steps: int) -> Scheduler:
-        from transformers.optimization import get_scheduler
+        from bumblecore_plugins.schedulers.library import load_get_scheduler
 
         warmup = options.resolved_warmup(total_steps) if isinstance(options, WarmupOptions) else None
         try:
-            return get_scheduler(
+            return load_get_scheduler()(
                 theirs,
                 optimizer,
                 num_warmup_steps=warmup,
