@@ -7,13 +7,14 @@ overrides, error places and origins deal with one form alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from bumblecore_core.config.keys import KeyPath
 from bumblecore_core.config.schema import PluginChoice, RunConfig, Section
+from bumblecore_core.registry.options import is_subclass, nested_models
 
 CHOICES: Mapping[str, str] = {
     "stage": "stages",
@@ -45,7 +46,7 @@ def sections() -> dict[str, type[Section]]:
 
 def _section(field: FieldInfo) -> type[Section] | None:
     kind = field.annotation
-    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+    return kind if is_subclass(kind, Section) else None
 
 
 def default_name(path: KeyPath) -> str | None:
@@ -115,7 +116,8 @@ def expand(data: Any, origins: dict[KeyPath, str], path: KeyPath = ()) -> Any:
 
 def _wrapped(data: str, key: str, path: KeyPath, origins: dict[KeyPath, str]) -> dict[str, str]:
     if path in origins:
-        origins[(*path, key)] = origins[path]
+        inner = (*path, key)
+        origins[inner] = origins[path]
     return {key: data}
 
 
@@ -131,15 +133,9 @@ def keys_at(model: type[BaseModel], path: KeyPath) -> list[str]:
     for part in path:
         if isinstance(part, str):
             fields = [field for owner in models for key, field in _named_fields(owner) if key == part]
-            models = [found for field in fields for found in _models(field.annotation)]
+            models = [found for field in fields for found in nested_models(field.annotation)]
     return sorted({key for owner in models for key, _ in _named_fields(owner)})
 
 
 def _named_fields(model: type[BaseModel]) -> list[tuple[str, FieldInfo]]:
     return [(field.alias or name, field) for name, field in model.model_fields.items()]
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models(part)]

@@ -177,9 +177,9 @@ class _Builder:
         if isinstance(node, yaml.MappingNode) and node.tag == TAG + "map":
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode) and node.tag == TAG + "seq":
-            for index, item in enumerate(node.value):
-                self.marks[(*path, index)] = _mark(item)
-            return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
+            places = [(*path, index) for index in range(len(node.value))]
+            self.marks.update(zip(places, map(_mark, node.value), strict=True))
+            return [self.value(item, place) for item, place in zip(node.value, places, strict=True)]
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
         return self._wrong(node, path, "BC068", f"the tag {shown(node.tag)} is not allowed", "Remove the tag")
@@ -189,8 +189,9 @@ class _Builder:
         for key_node, value_node in self._own_pairs(node, path) + self._merged_pairs(node, path, 0):
             key = self._text(key_node, path)
             if key not in built:
-                self.marks[(*path, key)] = _mark(key_node)
-                built[key] = self.value(value_node, (*path, key))
+                place = (*path, key)
+                self.marks[place] = _mark(key_node)
+                built[key] = self.value(value_node, place)
         return built
 
     def _own_pairs(self, node: yaml.MappingNode, path: KeyPath) -> list[tuple[yaml.Node, yaml.Node]]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import types
 from dataclasses import dataclass
 from enum import Enum
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+
+T = TypeVar("T")
 
 _BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "min_length": "length ≥", "max_length": "length ≤"}
 
@@ -38,10 +40,16 @@ def describe_options(model: type[BaseModel]) -> list[OptionLine]:
     return lines
 
 
+def is_subclass(value: Any, of: type[T]) -> TypeGuard[type[T]]:
+    """Whether `value` is a class derived from `of`."""
+    # on Python 3.10 list[str] is an instance of type, but issubclass raises TypeError for it
+    return isinstance(value, type) and get_origin(value) is None and issubclass(value, of)
+
+
 def nested_models(annotation: Any) -> list[type[BaseModel]]:
     """The pydantic models anywhere inside an annotation (`list[Inner] | None` → `[Inner]`)."""
-    if isinstance(annotation, type) and get_origin(annotation) is None:
-        return [annotation] if issubclass(annotation, BaseModel) else []
+    if is_subclass(annotation, BaseModel):
+        return [annotation]
     return [model for part in get_args(annotation) for model in nested_models(part)]
 
 
@@ -70,7 +78,7 @@ def type_text(annotation: Any) -> str:
     if origin is not None:
         inner = ", ".join("…" if part is Ellipsis else type_text(part) for part in args)
         return f"{getattr(origin, '__name__', str(origin))}[{inner}]"
-    if isinstance(annotation, type) and issubclass(annotation, Enum):
+    if is_subclass(annotation, Enum):
         return " | ".join(_plain(member.value) for member in annotation)
     return getattr(annotation, "__name__", str(annotation))
 

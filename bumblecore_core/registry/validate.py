@@ -14,7 +14,7 @@ from bumblecore_core.errors import Problem, did_you_mean
 from bumblecore_core.hookspecs import HOOK_API_ATTRIBUTE, HOOK_API_VERSION, HOOK_OF_KIND, PROJECT
 from bumblecore_core.records import RECORDS, Options, Record
 from bumblecore_core.registry.discover import PluginInfo
-from bumblecore_core.registry.options import nested_models
+from bumblecore_core.registry.options import is_subclass, nested_models
 from bumblecore_core.values import LossKind, ModelHead, SampleKind
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -146,7 +146,7 @@ def _check_summary(record: Record, value: Any) -> Complaints:
 
 
 def _check_options(record: Record, value: Any) -> Complaints:
-    if not isinstance(value, type) or not issubclass(value, Options):
+    if not is_subclass(value, Options):
         yield "", "it is not a subclass of bumblecore_core.Options", "Derive the options model from Options"
         return
     if "name" in value.model_fields:

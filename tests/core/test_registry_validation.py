@@ -80,6 +80,7 @@ def test_a_good_record(record):
         (replace(LOSS, summary="  "), "summary", "non-empty"),
         (replace(LOSS, summary="a\nb"), "summary", "one"),
         (replace(LOSS, options=NotOptions), "options", "subclass"),
+        (replace(LOSS, options=list[str]), "options", "subclass"),  # on Python 3.10 an instance of type
         (replace(LOSS, options=NoOptions()), "options", "subclass"),
         (replace(LOSS, options=Undescribed), "options.bare", "no description"),
         (replace(LOSS, options=Loose), "options", "forbid"),
