@@ -70,7 +70,7 @@ def verify_resume(
 
 def _make_room(keep: Path, *, force: bool) -> None:
     """Deletes the runs that an earlier call kept here. Raises `RunError` BC069 without `force`."""
-    from bumblecore_core.run.output_dir import clear
+    from bumblecore_core.run.overwrite import clear
 
     for name in (WHOLE, RESUMED):
         log = keep / f"{name}.log"

@@ -111,6 +111,14 @@ def put_back(directory: Path) -> bool:
     return found
 
 
+def clear(directory: Path) -> None:
+    """Deletes what a run wrote here, and nothing else."""
+    if written_by_a_run(directory):
+        recover(directory)
+        for path in _written(directory):
+            _delete(path)
+
+
 def pending(directory: Path) -> bool:
     """Whether a crash left something that `put_back` will move."""
     return (directory / REPLACED).is_dir() or (directory / PARTIAL).is_dir()
