@@ -101,13 +101,14 @@ class DeepSpeedEngine:
 
     def features(self) -> Sequence[tuple[str, str]]:
         words = {0: "nothing", 1: "optimizer state", 2: "optimizer state and gradients", 3: "weights too"}
-        half = self.dtype != torch.float32
         lines = [
             ("device", device_words(self.device)),
             ("dtype", f"{NAMES[self.dtype]} ({self._why_dtype})"),
             ("ZeRO stage", f"{self._stage} (sharded over {self.world_size} processes: {words[self._stage]})"),
         ]
-        if half:
+        if self._stage >= 2 and self.world_size > 1 and (micros := self._context.gradient_accumulation_steps) > 1:
+            lines.append(("gradients sent", f"in each of {micros} micro-batches (zero_stage 1: once a step)"))
+        if self.dtype != torch.float32:
             lines += [("master weights", "float32"), ("gradients", "float32" if self._wide else NAMES[self.dtype])]
         for name, what in zip(OFFLOADS, ("optimizer state", "weights"), strict=True):
             if (device := self._zero_section.get(name, {}).get("device", "none")) != "none":
