@@ -8,6 +8,7 @@ a chain that ends in a model directory.
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from bumblecore_core.errors import BumbleError, ModelError, Problem, one
 from bumblecore_core.toolkit.json_files import require_json_object
+from bumblecore_core.toolkit.limits import Exceeded, piece
 from bumblecore_core.toolkit.regular_files import require_readable_directory
 from bumblecore_core.toolkit.scorers import is_scorer, make_scorer_config
 
@@ -89,10 +91,11 @@ def read_adapter_config(directory: Path, *, field: str = "model.path") -> Any:
 
 def attached(model: Any, config: Any, directory: Path, *, field: str = "model.path") -> Any:
     """`model` with the (yet untrained) parts that `config`, read from `directory`, describes. Raises `ModelError` BC033
-    where they do not fit the model."""
+    where they do not fit the model, BC092 where a regular expression in `config` takes too long."""
     from peft import get_peft_model
 
     made_for = named_base(directory)
+    _require_quick_patterns(model, config, directory, field)
     with quietly():
         try:
             return get_peft_model(model, config)
@@ -100,6 +103,31 @@ def attached(model: Any, config: Any, directory: Path, *, field: str = "model.pa
             raise _other_base(
                 f"its modules are not in this model ({error})", made_for, model, directory, field
             ) from error
+
+
+def slow_pattern(limit: Exceeded, *, field: str, place: str = "") -> BumbleError:
+    """BC092 for a regular expression."""
+    problem = f"matching the regular expression with the names of modules took {limit}"
+    fix = "Simplify it: nested repetitions such as (a+)+ take exponential time"
+    return one(ModelError, "BC092", problem, fix, place=place, field=field)
+
+
+def _require_quick_patterns(model: Any, config: Any, directory: Path, field: str) -> None:
+    """Matches what PEFT will match, under a time limit. What is not a regular expression is left to PEFT."""
+    patterns = [getattr(config, name, None) for name in ("target_modules", "exclude_modules")]
+    for name in ("rank_pattern", "alpha_pattern"):
+        patterns += [rf"(.*\.)?({key})$" for key in getattr(config, name, None) or () if set(key) & set("*+{")]
+    try:
+        with piece():
+            for pattern in patterns:
+                if isinstance(pattern, str):
+                    matches = re.compile(pattern).fullmatch
+                    for name, _ in model.named_modules():
+                        matches(name)
+    except (re.error, OverflowError, RecursionError):
+        return
+    except Exceeded as error:
+        raise slow_pattern(error, field=field, place=str(directory / ADAPTER_CONFIG)) from None
 
 
 def load_weights(model: Any, directory: Path, *, field: str = "model.path") -> None:

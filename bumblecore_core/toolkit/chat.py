@@ -21,11 +21,13 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from bumblecore_core.errors import RowError
+from bumblecore_core.toolkit.limits import limited
 from bumblecore_core.toolkit.templates import ChatTemplate
 from bumblecore_core.toolkit.tokenizers import exact_encoder, special_tokens
 from bumblecore_core.values import ChatSample, Dropped, Message
 
 TrainOn: TypeAlias = Literal["all", "last"]
+MOST_TURNS = 2048
 END_OF_TURN_WARNING = "BC025 the end of a turn is not trained: the template closes it without a special token"
 
 
@@ -78,10 +80,11 @@ class ChatEncoder:
     def __call__(
         self, samples: Sequence[ChatSample], first: Sequence[int] | None = None
     ) -> list[EncodedChat | Dropped | RowError]:
-        """One entry per sample: tokens and spans, or why there are none (BC015, BC020, BC023, BC024, BC066). `first`:
-        for each sample the index of the message from which on assistant turns are trained."""
+        """One entry per sample: tokens and spans, or why there are none (BC015, 020, 023, 024, 066, 091). `first`: for
+        each sample the index of the message from which on assistant turns are trained."""
         begin = [0] * len(samples) if first is None else first
-        rendered = [self._render(sample, at) for sample, at in zip(samples, begin, strict=True)]
+        with limited():
+            rendered = [self._render(sample, at) for sample, at in zip(samples, begin, strict=True)]
         encoded = iter(self._encode([entry.text for entry in rendered if isinstance(entry, _Rendered)]))
         return [self._align(entry, next(encoded)) if isinstance(entry, _Rendered) else entry for entry in rendered]
 
@@ -121,6 +124,12 @@ class ChatEncoder:
         return _Rendered(text, tuple(turns))
 
     def _by_prefixes(self, messages: list[Message], tools: Any, runs: list[range]) -> _Rendered:
+        if len(runs) > MOST_TURNS:
+            problem = (
+                f"the conversation has more than {MOST_TURNS:,} assistant turns, each verified by rendering all before"
+            )
+            fix = "split it, set train_on to last, or use a chat template with {% generation %} marks"
+            raise RowError(code="BC091", field="messages", problem=problem, fix=fix)
         text = self._template.render(messages, tools)
 
         def turn(first: int, stop: int) -> _Turn:

@@ -6,17 +6,21 @@ import re
 from typing import Any
 
 from bumblecore_core.errors import ModelError, RowError, one
-from bumblecore_core.toolkit.tokenizers import require_chat_template, special_tokens
+from bumblecore_core.toolkit.limits import Exceeded, piece
+from bumblecore_core.toolkit.tokenizers import over_limit, require_chat_template, special_tokens
 from bumblecore_core.values import Message
 
 _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _REPLY = "bumblecore"  # the assistant's part of a probe conversation
+LARGEST_TEXT = 32 << 20  # characters of one rendered conversation, which are tokenized at once
 
 
 class ChatTemplate:
     """Renders with transformers' own Jinja environment, compiled once per template and process.
 
-    Raises `ModelError` BC022 (no chat template) or BC024 (its generation marks cannot be located).
+    Raises `ModelError` BC022 (no chat template) or BC024 (its generation marks cannot be located). Every rendering
+    raises `ModelError` BC092 where it takes too much time or memory, or gives too long a text; many in a row are faster
+    inside one `limits.limited()`.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -54,7 +58,10 @@ class ChatTemplate:
 
         source = self._source(tools)
         try:
-            texts, marks = render_jinja_template([messages], tools, chat_template=source, **how, **self._variables)
+            with piece():
+                texts, marks = render_jinja_template([messages], tools, chat_template=source, **how, **self._variables)
+        except Exceeded as error:
+            raise over_limit(f"the chat template took {error} for one conversation") from None
         except Exception as error:  # a template is someone else's program: anything may come out of it
             said = _without_row(" ".join(str(error).split()), messages)[:200] or type(error).__name__
             raise RowError(
@@ -63,6 +70,8 @@ class ChatTemplate:
                 problem=f"the chat template raised: {said}",
                 fix="correct the row, or set model.chat_template to a template that takes such conversations",
             ) from error
+        if len(texts[0]) > LARGEST_TEXT:
+            raise over_limit(f"the chat template gives {len(texts[0]):,} characters for one conversation")
         return texts[0], marks[0] if marks else []
 
     def _source(self, tools: Any) -> str:

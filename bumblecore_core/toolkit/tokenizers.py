@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from bumblecore_core.errors import BumbleError, ModelError, did_you_mean, one
 from bumblecore_core.toolkit.adapters import is_adapter
 from bumblecore_core.toolkit.json_files import require_json_object
+from bumblecore_core.toolkit.limits import Exceeded, piece
 from bumblecore_core.toolkit.regular_files import require_readable_directory
 
 TEMPLATE_KEY = "model.chat_template"
@@ -46,7 +47,8 @@ def load_tokenizer(path: str | Path, *, chat_template: str | None = None, trust_
     """The fast tokenizer in directory `path` (or in its `final/`), read from local files only.
 
     `chat_template`: a .jinja file that replaces the tokenizer's own. Raises `ModelError` BC061 (missing path or file),
-    BC064 (not a tokenizer, or one without a fast implementation), BC023 (the template is not valid Jinja).
+    BC064 (not a tokenizer, or one without a fast implementation), BC023 (the template is not valid Jinja), BC092
+    (compiling it takes too much time or memory).
     """
     directory = Path(path).expanduser()
     if not os.path.isdir(directory):  # unlike Path.is_dir, false for a name that is too long
@@ -158,7 +160,10 @@ def _read_template(path: Path) -> str:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
-        render_jinja_template([], chat_template=template)  # nothing to render: compiles it
+        with piece():
+            render_jinja_template([], chat_template=template)  # nothing to render: compiles it
+    except Exceeded as error:
+        raise over_limit(f"compiling the chat template took {error}", place=str(path)) from None
     except Exception as error:
         place = f"{path}:{line}" if (line := getattr(error, "lineno", None)) else str(path)
         raise one(
@@ -170,6 +175,12 @@ def _read_template(path: Path) -> str:
             field=TEMPLATE_KEY,
         ) from error
     return template
+
+
+def over_limit(problem: str, *, place: str = "") -> BumbleError:
+    """BC092 for a chat template."""
+    fix = f"Correct the template (does every loop in it end?), or set {TEMPLATE_KEY} to another one"
+    return one(ModelError, "BC092", problem, fix, place=place, field=TEMPLATE_KEY)
 
 
 def _missing(path: Path, key: str, what: str) -> BumbleError:

@@ -1,9 +1,12 @@
 """Which modules the adapter `lora` takes, and which options exclude one another."""
 
+import json
+
 import pytest
 import torch
 
 from bumblecore_core import ConfigError, ModelError
+from bumblecore_core.toolkit import limits
 from bumblecore_core.toolkit.adapters import fold_in
 from bumblecore_plugins.adapters import LoraOptions
 from lora_models import moved, save, tiny_base, wrapped
@@ -108,3 +111,22 @@ def test_options_that_conflict(given, said):
 def test_options_that_are_wrong(given):
     with pytest.raises(ValueError, match="Value error"):
         LoraOptions(**given)
+
+
+def test_a_regular_expression_that_takes_exponential_time(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "TICK_SECONDS", 0.1)
+    slow = r"(\w+\.?)+!"
+    with pytest.raises(ModelError, match=r"BC092 adapter.target_modules: matching .* took more than 0.1 seconds"):
+        wrapped(base, target_modules=slow)
+    adapter, model = wrapped(base)
+    config = save(adapter, model, tmp_path / "adapter") / "adapter_config.json"
+    for key, value in (("target_modules", slow), ("rank_pattern", {slow: 2})):
+        config.write_text(json.dumps({**json.loads(config.read_text()), key: value}))
+        with pytest.raises(ModelError, match=f"BC092 {config} model.path"):
+            fold_in(model.get_base_model(), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("pattern", ["(", "(" * 5000 + ")" * 5000, "a{99999999999}"])
+def test_what_is_no_regular_expression(pattern):
+    with pytest.raises(ValueError, match="not a regular expression"):
+        LoraOptions(target_modules=pattern)

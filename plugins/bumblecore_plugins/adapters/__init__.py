@@ -53,7 +53,7 @@ class LoraOptions(Options):
         if isinstance(value, str):
             try:
                 re.compile(value)
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:  # the latter: a repetition or nesting too large
                 raise ValueError(f"not a regular expression: {error}") from error
         return value
 

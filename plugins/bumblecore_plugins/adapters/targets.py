@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from bumblecore_core import BumbleError, ConfigError, ModelError, one
+from bumblecore_core.toolkit.adapters import slow_pattern
+from bumblecore_core.toolkit.limits import Exceeded, piece
 from bumblecore_plugins.adapters import ALL_LINEAR
 
 TARGETS, SAVED = "adapter.target_modules", "adapter.modules_to_save"
@@ -19,13 +21,17 @@ def check_targets(model: Any, targets: Sequence[str] | str) -> list[str]:
     """Warnings (BC032) for names of a list that match nothing.
 
     Raises `ModelError` BC031, with the names that there are, where nothing matches or a module of a kind that LoRA
-    cannot adapt does, and `ConfigError` BC039 for tied weights.
+    cannot adapt does, BC092 for a regular expression that takes too long, and `ConfigError` BC039 for tied weights.
     """
     if targets == ALL_LINEAR:
         return []
     if isinstance(targets, str):
         pattern = re.compile(targets)
-        found = _matching(model, lambda name: pattern.fullmatch(name) is not None)
+        try:
+            with piece():
+                found = _matching(model, lambda name: pattern.fullmatch(name) is not None)
+        except Exceeded as error:
+            raise slow_pattern(error, field=TARGETS) from None
         if not found:
             hint = f"Write [{targets}] for the modules of that name" if targets.isidentifier() else _there_are(model)
             raise one(ModelError, "BC031", f"no module's name matches {targets!r} as a whole", hint, field=TARGETS)
