@@ -2,7 +2,6 @@
 
 import os
 import stat
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from bumblecore_core.run.checkpoint.writing import commit, rank_directory, write_part
-from bumblecore_core.run.reference import _keep
+from bumblecore_core.run.reference_cache import write_figures
 from bumblecore_core.toolkit.permissions import umask
 from bumblecore_core.toolkit.state_files import write_state
 
@@ -40,7 +39,7 @@ def test_checkpoints(tmp_path, mode):
 
 
 def test_reference_log_probabilities(tmp_path, mode):
-    _keep(SimpleNamespace(rank=0), tmp_path / "cache" / "reference.safetensors", {"a": np.zeros(2)})
+    write_figures(tmp_path / "cache" / "figures", {"a": np.zeros(2)})
     assert modes(tmp_path) == {mode}
 
 
