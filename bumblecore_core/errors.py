@@ -197,4 +197,5 @@ CODES: dict[str, str] = {
     "BC072": "weights to save are not finite",
     "BC075": "damaged cache files were rebuilt",
     "BC076": "a data file changed while it was read",
+    "BC077": "the metric history of a run is damaged",
 }

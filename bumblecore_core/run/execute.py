@@ -26,6 +26,7 @@ from bumblecore_core.run.assemble import (
     prepare,
 )
 from bumblecore_core.run.checkpoint.folder import FINAL
+from bumblecore_core.run.checkpoint.history import HistoryFile, resume_history
 from bumblecore_core.run.checkpoint.resume import agreed_start, restore
 from bumblecore_core.run.checkpoint.saver import Saver
 from bumblecore_core.run.checkpoint.streams import seed_streams
@@ -46,7 +47,7 @@ from bumblecore_core.run.progress import Progress
 from bumblecore_core.run.rank_comparison import compared_config, compared_contents, require_same, require_shared
 from bumblecore_core.run.reference import Wanted, ask_before_training, ask_what_is_trained, wanted_reference
 from bumblecore_core.run.speed import Speed, speed_of
-from bumblecore_core.values import RunInfo, RunResult
+from bumblecore_core.values import RunInfo, RunResult, StepEvent
 
 T = TypeVar("T")
 
@@ -139,14 +140,17 @@ def _run(
     if wanted is not None and asked is None:
         asked = ask_what_is_trained(wanted, prepared, assembled, engine)
     speed = speed_of(engine, assembled.model, config.train.peak_tflops)
+    history, past = HistoryFile(directory), list[StepEvent]()
     if start is None:
         seed_streams(config.train.seed, engine.rank)
         progress = Progress()
     else:
         progress = restore(start, engine, seed=config.train.seed)
-    info = run_info(
-        prepared, assembled, start, progress, warnings=[*warnings, *assembled.warnings], speed=speed, reference=asked
-    )
+        if speaks:
+            history, past, lost = resume_history(start.path, start.step, directory)
+            warnings += lost
+    warnings += assembled.warnings
+    info = run_info(prepared, assembled, start, progress, history=past, warnings=warnings, speed=speed, reference=asked)
     if overwrite:
         on_all_ranks(engine, lambda: set_aside(resolved) if speaks else None, "moving the earlier run aside")
     good_steps = progress.good_steps
@@ -174,6 +178,7 @@ def _run(
             lock=lock,
             loggers=loggers,
             progress=progress,
+            history=history,
             interrupts=interrupts,
             pinned=[start.path] if start else [],
         )

@@ -18,7 +18,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 WRITING, OUTGOING, REMOVING = ".writing", ".outgoing", ".removing"
 PROBE = re.compile(r"\.probe-\d+")
 LEFTOVER = re.compile(
-    r"\.(checkpoint-\d+|final|\.replaced|run\.yaml|run\.lock\.json|run\.info\.json|metrics\.json)(\.writing|\.outgoing|\.removing)"
+    r"\.(checkpoint-\d+|final|\.replaced|run\.yaml|run\.lock\.json|run\.info\.json|metrics\.json|history\.jsonl)"
+    r"(\.writing|\.outgoing|\.removing)"
 )
 
 

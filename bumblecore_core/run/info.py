@@ -18,7 +18,7 @@ from bumblecore_core.run.model import parameter_counts
 from bumblecore_core.run.progress import Progress
 from bumblecore_core.run.speed import Speed
 from bumblecore_core.toolkit.history import INFO_FILE
-from bumblecore_core.values import RunInfo, RunResult
+from bumblecore_core.values import RunInfo, RunResult, StepEvent
 
 Status = Literal["complete", "interrupted", "failed"]
 
@@ -29,6 +29,7 @@ def run_info(
     start: Start | None,
     progress: Progress,
     *,
+    history: Sequence[StepEvent],
     warnings: Sequence[str],
     speed: Speed,
     reference: str | None = None,
@@ -44,7 +45,7 @@ def run_info(
         stage=prepared.resolved.stage.record.name,
         total_steps=prepared.plan.total_steps,
         first_step=progress.step,
-        history=tuple(progress.history),
+        history=tuple(history),
         config=prepared.resolved.to_dict(),
         facts=[
             *resumed,

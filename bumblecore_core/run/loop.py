@@ -145,7 +145,7 @@ def _evaluate_once(
 
 def _report(metrics: dict[str, float], split: Literal["train", "eval"], loggers: Loggers, progress: Progress) -> None:
     event = StepEvent(step=progress.step, epoch=progress.epoch, split=split, time=time.time(), metrics=metrics)
-    progress.history.append(event)
+    progress.events.append(event)
     loggers.step(event)
 
 

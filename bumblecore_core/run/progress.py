@@ -1,4 +1,4 @@
-"""How far a run has come: what the loop counts, and the history that it has reported."""
+"""How far a run has come: what the loop counts, and the events that no checkpoint's history holds yet."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Progress:
 
     `step`: optimizer steps; `tokens`: of all ranks; `evaluated`: the last step after which the evaluation ran, with its
     loss; `rows_digest`: SHA-256 chained over the rows of every window, in order; `last`: the newest figures by name
-    (evaluation's with an `eval_` prefix); `history`: every event that loggers were told; `pending`: what `Meter` has
-    summed up since the last event, by figure as (total, steps).
+    (evaluation's with an `eval_` prefix); `events`: those reported since the last checkpoint; `pending`: what `Meter`
+    has summed up since the last event, by figure as (total, steps).
     """
 
     step: int = 0
@@ -34,7 +34,7 @@ class Progress:
     evaluation_loss: float = math.nan
     rows_digest: str = ""
     last: dict[str, float] = field(default_factory=dict)
-    history: list[StepEvent] = field(default_factory=list)
+    events: list[StepEvent] = field(default_factory=list)
     pending: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     @property
@@ -53,9 +53,14 @@ class Progress:
         self.epoch = window.epoch_after
         self.tokens += tokens
 
-    def to_state(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """(what equals in every run of the same config on the same machine, the history with its timings)."""
-        exact = {
+    def take_events(self) -> list[StepEvent]:
+        """The events since the last call, for the history file."""
+        taken, self.events = self.events, []
+        return taken
+
+    def to_state(self) -> dict[str, Any]:
+        """What a checkpoint holds: equal in every run of the same config on the same machine."""
+        return {
             "step": self.step,
             "epoch": self.epoch,
             "tokens": self.tokens,
@@ -67,20 +72,9 @@ class Progress:
             "pending": {name: list(sums) for name, sums in self.pending.items()},
             "last": {name: value for name, value in self.last.items() if not depends_on_the_machine(name)},
         }
-        events = [
-            {
-                "step": event.step,
-                "epoch": event.epoch,
-                "split": event.split,
-                "time": event.time,
-                "metrics": dict(event.metrics),
-            }
-            for event in self.history
-        ]
-        return exact, events
 
     @staticmethod
-    def from_state(exact: Mapping[str, Any], events: list[dict[str, Any]]) -> Progress:
+    def from_state(exact: Mapping[str, Any]) -> Progress:
         """What `to_state` took apart."""
         pending = {name: (float(total), int(steps)) for name, (total, steps) in exact["pending"].items()}
-        return Progress(**{**exact, "pending": pending}, history=[StepEvent(**event) for event in events])
+        return Progress(**{**exact, "pending": pending})

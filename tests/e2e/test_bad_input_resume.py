@@ -140,7 +140,15 @@ def test_row_45_a_disk_that_fills_up_at_the_end_leaves_nothing_half_written(scen
     monkeypatch.setattr("bumblecore_core.run.checkpoint.writing.describe", fills_up)
     scene.call("run", config).only("BC045", ".final.writing", "No space left on device")
     names = {path.name for path in (scene.directory / "out").iterdir()}
-    assert names == {".lock", "run.yaml", "run.lock.json", "run.info.json", "metrics.json", "checkpoint-2"}
+    assert names == {
+        ".lock",
+        "run.yaml",
+        "run.lock.json",
+        "run.info.json",
+        "metrics.json",
+        "history.jsonl",
+        "checkpoint-2",
+    }
 
 
 def test_row_46_a_named_torn_checkpoint_is_refused(scene, saved):

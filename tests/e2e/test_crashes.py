@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from bumblecore_core.run.checkpoint.folder import list_checkpoints
+from bumblecore_core.run.checkpoint.history import resume_history
 from bumblecore_core.run.checkpoint.manifest import faults
 from bumblecore_core.run.checkpoint.resume import choose_start
 from bumblecore_core.run.checkpoint.writing import commit, write_part
@@ -61,6 +62,9 @@ def step_after_crash(bench) -> int:
     assert start is not None
     assert faults(start.path) == []
     assert faults(output / "final") == []
+    _, events, warnings = resume_history(start.path, start.step, output)
+    assert [event.step for event in events] == list(range(1, start.step + 1))
+    assert warnings == []
     assert not [path.name for path in output.iterdir() if path.name.endswith((".writing", ".outgoing", ".removing"))]
     return start.step
 

@@ -10,6 +10,7 @@ import pytest
 
 from bumblecore_core.run import loop
 from bumblecore_core.run.checkpoint.compare import checkpoint_differences, history_differences
+from bumblecore_core.run.checkpoint.folder import list_checkpoints
 from bumblecore_plugins.engines.torch_engine import TorchEngine
 from resume_runs import STEPS, bench_of, differences, run, settings_of
 from workbench import write_config
@@ -152,6 +153,9 @@ def test_a_longer_horizon_and_another_rate_are_taken_up_where_they_are_allowed(b
     expected = [entry["learning_rate"] for entry in _history(bench / "from-the-start") if entry["split"] == "train"]
     assert rates[4:] == expected[4:]
     assert rates[0] == expected[0] * 3
+    sizes = [checkpoint.manifest.size for checkpoint in list_checkpoints(bench / "from-the-start")]
+    assert len(sizes) == 8
+    assert max(sizes) - min(sizes) < 500, "a checkpoint does not grow with the steps of the run"
 
 
 def _history(directory: Path) -> list[dict]:

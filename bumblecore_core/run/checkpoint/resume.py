@@ -164,7 +164,7 @@ def restore(start: Start, engine: Engine, *, seed: int) -> Progress:
 def load_progress(checkpoint: Path) -> Progress:
     """How far the run had come that wrote this checkpoint."""
     state = checkpoint / STATE
-    return Progress.from_state(read_state(state, "progress"), read_state(state, "history"))
+    return Progress.from_state(read_state(state, "progress"))
 
 
 def _newest_valid(output_dir: Path) -> Start | None:

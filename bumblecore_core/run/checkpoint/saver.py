@@ -15,6 +15,7 @@ from bumblecore_core.config.schema import CheckpointSection
 from bumblecore_core.protocols import Engine
 from bumblecore_core.run.agree import on_all_ranks
 from bumblecore_core.run.checkpoint.folder import checkpoint_path, rotate
+from bumblecore_core.run.checkpoint.history import HistoryFile
 from bumblecore_core.run.checkpoint.streams import take_streams
 from bumblecore_core.run.checkpoint.writing import STATE, ModelParts, commit, rank_directory, write_part
 from bumblecore_core.run.files import disk_errors, fresh_beside, writing_path
@@ -72,12 +73,13 @@ class Saver:
         lock: dict[str, Any],
         loggers: Loggers,
         progress: Progress,
+        history: HistoryFile,
         interrupts: Interrupts,
         pinned: Sequence[Path] = (),
     ) -> None:
         self._engine, self._output_dir, self._section, self._parts = engine, output_dir, section, parts
         self._lock, self._loggers, self._progress, self._interrupts = lock, loggers, progress, interrupts
-        self._pinned = tuple(pinned)
+        self._history, self._pinned = history, tuple(pinned)
         self._saved_step = progress.step
         self._last_save = time.monotonic()
         self._due = False
@@ -202,14 +204,14 @@ class Saver:
         rank, streams = self._engine.rank, self._streams
         weights = self._engine.model_state(wanted=self._parts.wanted, copy=copy)
         write_engine_state = self._engine.training_state(copy=copy)
-        exact, history = self._progress.to_state()
+        exact, events = self._progress.to_state(), self._progress.take_events()
 
         def write(temporary: Path) -> None:
             own = rank_directory(temporary, rank)
             if rank == 0:
                 self._parts.write(temporary, weights)
                 write_state(temporary / STATE, "progress", exact)
-                write_state(temporary / STATE, "history", history)
+                write_state(temporary / STATE, "history", self._history.append(events))
                 write_state(temporary / STATE, "lock", self._lock)
             write_engine_state(own)
             write_state(own, "streams", streams)
