@@ -198,4 +198,5 @@ CODES: dict[str, str] = {
     "BC075": "damaged cache files were rebuilt",
     "BC076": "a data file changed while it was read",
     "BC077": "the metric history of a run is damaged",
+    "BC078": "a worker process died",
 }

@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,9 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SubprocessContext
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+
+from bumblecore_core.run.console import silence_if_dead
+from bumblecore_core.run.interrupts import handle_signals, restore_signals
 
 GRACE = 20.0  # seconds that the other ranks have to end once one has failed: they may save nothing any more
 HURRY = 3.0  # seconds that all ranks have after a second Ctrl-C
@@ -125,18 +127,16 @@ class Agent(LocalElasticAgent):
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Takes SIGINT and SIGTERM for the ranks, which have sessions of their own and get none from a terminal."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._take) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Takes signals for the ranks, which have sessions of their own and get none from a terminal."""
+        before = handle_signals(self._take)
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            restore_signals(before)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            silence_if_dead()
         if not self._started:
             sys.exit(128 + number)
         again = bool(self.received)

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bumblecore_core.cli.launched import left_in
+from bumblecore_core.cli.launched import INTERRUPTED, LAUNCHER, left_in
 from bumblecore_core.errors import ConfigError, RunError, one
 from bumblecore_core.registry import PluginSwitches
+from bumblecore_core.run.interrupts import AS_A_SHELL_DOES, SIGNALS
 from bumblecore_core.toolkit.launch_environment import other_launcher
 from bumblecore_core.toolkit.rank_errors import LAUNCHED, Failure
 from bumblecore_core.toolkit.terminal import echo
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 COUNTED = ("auto", "gpu")
 SIGNAL_NOTICED_LATE = 0.5  # seconds: a process that a signal ends is noticed later than one that says that it fails
-AS_A_SHELL_DOES = 128
 
 
 def _processes(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int:
@@ -91,7 +91,8 @@ def launch(command: Sequence[str], processes: int) -> int:
 
 def _for_ranks(processes: int, place: Path) -> dict[str, str]:
     """What ranks find in their environment beside their place in the group."""
-    wanted = {LAUNCHED: str(place), "TORCHELASTIC_SIGNALS_TO_HANDLE": ""}  # the agent takes signals as they are meant
+    wanted = {LAUNCHED: str(place), LAUNCHER: str(os.getpid())}
+    wanted |= {"TORCHELASTIC_SIGNALS_TO_HANDLE": ""}  # the agent takes signals as they are meant
     if not os.environ.get("OMP_NUM_THREADS"):
         wanted["OMP_NUM_THREADS"] = str(max(1, _cores() // processes))
     if "GLOO_SOCKET_IFNAME" not in os.environ and "lo" in (name for _, name in socket.if_nameindex()):
@@ -129,11 +130,11 @@ def _told(agent: Agent, left: Mapping[int, Failure]) -> int:
     first = failures[0]
     if first.text:
         for text, ranks in _worth_telling(failures).items():
-            everywhere = len(ranks) == agent.processes or text == "interrupted"
+            everywhere = len(ranks) == agent.processes or text.startswith(INTERRUPTED)
             echo(text if everywhere else f"{_named(ranks)}: {text}", err=True)
         return first.code
     code = AS_A_SHELL_DOES - first.code if first.code < 0 else first.code
-    asked = {AS_A_SHELL_DOES + number for number in (signal.SIGINT, signal.SIGTERM)}
+    asked = {AS_A_SHELL_DOES + number for number in SIGNALS}
     if code in asked and (first.code > 0 or -first.code == agent.received):
         return code  # the run has saved and said so, or it was asked to end before it had begun
     raise _without_a_word(first, agent.processes, code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -15,9 +16,11 @@ from pathlib import Path
 import click
 
 from bumblecore_core.errors import BumbleError
+from bumblecore_core.run.interrupts import AS_A_SHELL_DOES, interrupted_by
 from bumblecore_core.toolkit.rank_errors import LAUNCHED, Failure, is_foreign, leave_failure
 
-INTERRUPTED = 128 + signal.SIGINT
+LAUNCHER = "BUMBLE_LAUNCHER"  # the process that this one ends with
+INTERRUPTED = "interrupted"
 DEFECT = 1  # as Python exits after an exception that nobody caught
 LOOKS_EVERY = 1.0  # seconds between two looks for the launcher
 
@@ -27,10 +30,12 @@ def told_to_launcher() -> Iterator[None]:
     """Under `bumble run --nproc`, turns an exception into a `Failure` on disk and an exit code: the launcher prints it
     once, whatever number of ranks met it. In any other process nothing is changed."""
     place = os.environ.get(LAUNCHED)
+    # not the parent of now, which is another where the launcher has died already; and not for processes started here
+    if launcher := os.environ.pop(LAUNCHER, None):
+        threading.Thread(target=_end_with, args=(int(launcher), place), daemon=True).start()
     if not place or "RANK" not in os.environ:
         yield
         return
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
         yield
     except (click.exceptions.Exit, click.ClickException):
@@ -38,10 +43,16 @@ def told_to_launcher() -> Iterator[None]:
     except BumbleError as error:
         text = (traceback.format_exc() if os.environ.get("BUMBLE_TRACEBACK") == "1" else "") + error.render()
         raise _leave(Path(place), code=error.exit_code, text=text, foreign=is_foreign(error)) from None
-    except KeyboardInterrupt:
-        raise _leave(Path(place), code=INTERRUPTED, text="interrupted") from None
+    except KeyboardInterrupt as error:
+        raise _leave(Path(place), code=AS_A_SHELL_DOES + interrupted_by(error), text=interrupted_text(error)) from None
     except Exception:
         raise _leave(Path(place), code=DEFECT, text=traceback.format_exc().rstrip(), defect=True) from None
+
+
+def interrupted_text(error: BaseException) -> str:
+    """What is printed of an interrupt where a run has nothing to save."""
+    number = interrupted_by(error)
+    return INTERRUPTED if number == signal.SIGINT else f"{INTERRUPTED} by {signal.Signals(number).name}"
 
 
 def left_in(place: Path) -> dict[int, Failure]:
@@ -57,9 +68,11 @@ def _leave(place: Path, *, code: int, text: str, foreign: bool = False, defect: 
     return click.exceptions.Exit(code)
 
 
-def _end_with(launcher: int) -> None:
+def _end_with(launcher: int, place: str | None) -> None:
     """Once the launcher has died (kill -9), asks this process to save and stop: ranks are not its terminal's, so
-    nobody else would end them."""
+    nobody else would end them. What it cannot delete any more is deleted: its directory `place`."""
     while os.getppid() == launcher:
         time.sleep(LOOKS_EVERY)
+    if place:
+        shutil.rmtree(place, ignore_errors=True)
     os.kill(os.getpid(), signal.SIGTERM)

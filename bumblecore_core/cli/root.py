@@ -15,14 +15,16 @@ from typing import Any
 
 import click
 
+from bumblecore_core.cli.launched import interrupted_text
 from bumblecore_core.cli.threads import let_idle_threads_sleep
 from bumblecore_core.errors import BumbleError, PluginError, one, printable
 from bumblecore_core.registry import PluginSwitches, Provided, Registry, load_registry
 from bumblecore_core.registry.collect import clash, one_line
+from bumblecore_core.run.console import say
+from bumblecore_core.run.interrupts import AS_A_SHELL_DOES, EarlyInterrupts, interrupted_by
 from bumblecore_core.toolkit.rank_errors import print_rank_error
 from bumblecore_core.toolkit.terminal import echo, escape_logs, show_defect
 
-INTERRUPTED = 128 + 2  # as a shell reports SIGINT
 CORE_COMMANDS: Mapping[str, tuple[str, str]] = {
     "run": ("bumblecore_core.cli.run:run", "Train: one config, or several in order."),
     "plan": ("bumblecore_core.cli.plan:plan", "Say what a run would do and how much memory it takes; train nothing."),
@@ -177,7 +179,8 @@ def main(args: Sequence[str] | None = None) -> None:
     escape_logs()
     sys.excepthook = show_defect
     try:
-        code = bumble.main(args=None if args is None else list(args), prog_name="bumble", standalone_mode=False)
+        with EarlyInterrupts():  # signals raise, so that every command cleans up
+            code = bumble.main(args=None if args is None else list(args), prog_name="bumble", standalone_mode=False)
     except BumbleError as error:
         _say(error)
         sys.exit(error.exit_code)
@@ -186,9 +189,9 @@ def main(args: Sequence[str] | None = None) -> None:
         error.show(file=message)
         echo(message.getvalue().rstrip("\n"), err=True)
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
-        sys.exit(INTERRUPTED)
+    except (KeyboardInterrupt, click.Abort) as error:
+        say(interrupted_text(error))
+        sys.exit(AS_A_SHELL_DOES + interrupted_by(error))
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -12,12 +12,11 @@ from bumblecore_core.cli.launch import bumble_command, launch, nproc_option
 from bumblecore_core.cli.launched import told_to_launcher
 from bumblecore_core.cli.root import AppContext, app_of
 from bumblecore_core.cli.sets import set_option
+from bumblecore_core.run.interrupts import AS_A_SHELL_DOES
 from bumblecore_core.toolkit.terminal import echo
 
 if TYPE_CHECKING:
     from bumblecore_core.config.resolved import ResolvedRun
-
-AS_A_SHELL_DOES = 128  # a run that a signal ended exits with this and the signal's number
 
 
 @click.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 import click
 
 from bumblecore_core.cli.launch import bumble_command, nproc_option
+from bumblecore_core.cli.launched import LAUNCHER
 from bumblecore_core.cli.root import app_of
 from bumblecore_core.cli.sets import set_option
 from bumblecore_core.registry import PluginSwitches
@@ -110,8 +112,11 @@ class _Launch:
         command += [f"--nproc={self.processes}"] if self.processes > 1 else []
         for setting in [*self.overrides, f"loggers={json.dumps(list(loggers))}", f"output_dir={self.place / name}"]:
             command += ["--set", setting]
+        environment = {**os.environ, LAUNCHER: str(os.getpid())}
         with (self.place / f"{name}.log").open("a", encoding="utf-8") as log:
-            return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+            return subprocess.run(
+                command, stdout=log, stderr=subprocess.STDOUT, check=False, env=environment
+            ).returncode
 
     def said(self, name: str) -> str:
         """The last lines of a run's log."""

@@ -32,7 +32,7 @@ from bumblecore_core.run.checkpoint.saver import Saver
 from bumblecore_core.run.checkpoint.streams import seed_streams
 from bumblecore_core.run.checkpoint.writing import ModelParts, commit, write_part
 from bumblecore_core.run.console import note
-from bumblecore_core.run.data.loader import rank_windows
+from bumblecore_core.run.data.loader import rank_windows, worker_deaths
 from bumblecore_core.run.directory_lock import held
 from bumblecore_core.run.earlier import find_finished_run, is_complete
 from bumblecore_core.run.files import disk_errors, fresh_beside
@@ -264,15 +264,16 @@ def _train(
         pin_memory=on_gpu,
         start=progress.step,
     )
-    train(
-        engine=engine,
-        windows=_followed(windows, after_step),
-        evaluation=evaluation_batches(prepared, engine.rank),
-        loggers=loggers,
-        options=options,
-        progress=progress,
-        saver=saver,
-    )
+    with worker_deaths():
+        train(
+            engine=engine,
+            windows=_followed(windows, after_step),
+            evaluation=evaluation_batches(prepared, engine.rank),
+            loggers=loggers,
+            options=options,
+            progress=progress,
+            saver=saver,
+        )
 
 
 def _followed(windows: Iterator[T], after_each: Callable[[], None]) -> Iterator[T]:

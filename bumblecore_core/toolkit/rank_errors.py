@@ -43,8 +43,7 @@ def leave_failure(place: Path, failure: Failure) -> None:
         path.with_suffix(".writing").write_text(json.dumps(asdict(failure)), encoding="utf-8")
         path.with_suffix(".writing").replace(path)
     except OSError:  # the disk is full, or the launcher is gone
-        with suppress(OSError):
-            echo(f"rank {failure.rank}: {failure.text}", err=True)
+        _print(f"rank {failure.rank}: {failure.text}")
 
 
 def is_foreign(error: BumbleError) -> bool:
@@ -57,11 +56,11 @@ def print_rank_error(error: BumbleError) -> None:
     this machine is reporting the same error."""
     launch = _launch(os.environ)
     if launch.world_size == 1:
-        echo(error.render(), err=True)
+        _print(error.render())
         return
     with _first_to_report(error.render(), os.environ) as first:
         if first:
-            echo(f"rank {launch.rank} ({socket.gethostname()}): {error.render()}", err=True)
+            _print(f"rank {launch.rank} ({socket.gethostname()}): {error.render()}")
             if not is_foreign(error):
                 # torchrun ends all ranks as soon as one has: those with other errors would never report them
                 time.sleep(LINGER)
@@ -76,9 +75,13 @@ def end_process(error: BumbleError) -> NoReturn:
         )
         leave_failure(Path(place), failure)
     else:
-        with suppress(OSError):
-            print_rank_error(error)
+        print_rank_error(error)
     os._exit(error.exit_code)
+
+
+def _print(text: str) -> None:
+    with suppress(OSError):  # a terminal that was closed, or a full disk: the exit code still says it
+        echo(text, err=True)
 
 
 def _launch(environ: Mapping[str, str]) -> Launch:

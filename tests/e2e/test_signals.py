@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from bumblecore_core.cli import main
+from bumblecore_core.cli.launched import told_to_launcher
 from bumblecore_core.run.checkpoint.manifest import faults
+from bumblecore_core.run.interrupts import SIGNALS, EarlyInterrupts, Interrupted, Interrupts, interrupted_by
+from bumblecore_core.run.loggers import Loggers
 from workbench import pretrain_settings, workbench, write_config
 
 GRACE = 25.0  # seconds that a run has from the signal to its end
@@ -54,6 +58,66 @@ def test_a_signal_saves_and_ends_the_run(config, number):
     assert f"interrupted by {signal.Signals(number).name}: {saved(config):,} steps" in out
     assert "Traceback" not in err
     assert (config.parent / "pretrain" / "metrics.json").read_text().count('"train"') == saved(config)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_every_signal_saves_in_this_process_too(config, number, monkeypatch, capfd):
+    stepped = Loggers.step
+
+    def step(loggers, event):
+        stepped(loggers, event)
+        if event.step == 2:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Loggers, "step", step)
+    before = [signal.getsignal(one) for one in SIGNALS]
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(config), "--set", "loggers=[metrics_json]"])
+    assert ended.value.code == 128 + number
+    assert saved(config) in (2, 3)
+    assert f"interrupted by {signal.Signals(number).name}: " in capfd.readouterr().out
+    assert [signal.getsignal(one) for one in SIGNALS] == before
+
+
+def test_nohup_is_respected():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        for interrupts in (EarlyInterrupts(), Interrupts(speak=False)):
+            with interrupts:
+                assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+                assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_sigterm_does_not_interrupt_the_cleanup():
+    cleaned = []
+
+    def cleaning_up():
+        with EarlyInterrupts():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGHUP)
+                cleaned.append(True)
+
+    with pytest.raises(Interrupted) as caught:
+        cleaning_up()
+    assert cleaned
+    assert interrupted_by(caught.value) == signal.SIGTERM
+
+
+def test_a_rank_ends_whose_launcher_died_before_it_could_look(monkeypatch, tmp_path):
+    place = tmp_path / "launcher's"
+    place.mkdir()
+    monkeypatch.setenv("BUMBLE_LAUNCHED", str(place))
+    monkeypatch.setenv("BUMBLE_LAUNCHER", str(os.getpid()))  # which is not this process's parent
+    with pytest.raises(Interrupted), EarlyInterrupts(), told_to_launcher():
+        time.sleep(30)
+    assert not place.exists()
+    assert "BUMBLE_LAUNCHER" not in os.environ  # processes that are started here have other parents
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from bumblecore_core.run.checkpoint.history import HistoryFile
 from bumblecore_core.run.checkpoint.streams import take_streams
 from bumblecore_core.run.checkpoint.writing import STATE, ModelParts, commit, rank_directory, write_part
 from bumblecore_core.run.files import disk_errors, fresh_beside, writing_path
-from bumblecore_core.run.interrupts import Interrupts, Stopped, received_of_all
+from bumblecore_core.run.interrupts import SIGNALS, Interrupts, Stopped, received_of_all
 from bumblecore_core.run.loggers import Loggers
 from bumblecore_core.run.memory import available_memory
 from bumblecore_core.run.progress import Progress
@@ -27,7 +27,7 @@ from bumblecore_core.toolkit.shards import whole_shape
 from bumblecore_core.toolkit.state_files import write_state
 
 MARGIN = 256 * 2**20  # bytes that stay free beside a copy of the state
-VOTES = 5
+VOTES = 3 + len(SIGNALS)
 
 
 @dataclass(kw_only=True)
@@ -107,16 +107,16 @@ class Saver:
 
         Raises `Stopped`, and `RunError` where writing failed on any rank. A collective where something is committed.
         """
-        time_is_up, sigints, sigterms, written, failed = sums
+        time_is_up, *signals, written, failed = sums
         self._due = self._due or bool(time_is_up)
         if failed or (self._writing is not None and written == self._engine.world_size):
             self.finish()
-        if number := received_of_all(sigints, sigterms):
+        if number := received_of_all(signals):
             raise Stopped(number)
 
     def check_interrupt(self) -> None:
         """Raises `Stopped` where any rank noted a signal. A collective."""
-        if number := received_of_all(*self._engine.sum_over_ranks(self._interrupts.votes())):
+        if number := received_of_all(self._engine.sum_over_ranks(self._interrupts.votes())):
             raise Stopped(number)
 
     def save_if_due(self, total_steps: int) -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 
 import numpy as np
 
 from bumblecore_core.errors import BumbleError, PluginError, Problem, RowError, RunError, one
 from bumblecore_core.protocols import Stage
 from bumblecore_core.run.data.rows import Chunk
+from bumblecore_core.run.data.workers import follow_parent, signals_held
 from bumblecore_core.values import Dropped, Sample, TokenExample
 
 SMALL_BYTES = 64 << 20
@@ -88,8 +90,8 @@ def encode_chunks(
 ) -> Generator[tuple[Chunk, Encoded], None, None]:
     """Each chunk with its examples, in the chunks' order. `num_proc` 0 or 1: in this process.
 
-    Workers get `make_stage` (picklable, called once in each), or `stage` itself pickled. Raises `RunError` BC060 where
-    a worker dies.
+    Workers get `make_stage` (picklable, called once in each), or `stage` itself pickled. They are killed where the
+    caller stops early. Raises `RunError` BC078 where a worker dies.
     """
     if num_proc <= 1:
         for chunk in chunks:
@@ -99,22 +101,28 @@ def encode_chunks(
     pool = ProcessPoolExecutor(
         num_proc, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(factory, name)
     )
+    workers = pool._processes
+    # Python 3.10 waits for ever for a killed worker to read the queue
+    pool._call_queue.cancel_join_thread()  # type: ignore[attr-defined]
+    resource_tracker.ensure_running()  # before signals are held: starting it lets them go
     waiting: deque[tuple[Chunk, Future[Encoded]]] = deque()
     try:
         for chunk in chunks:
             samples, chunk.samples = chunk.samples, []  # the pool holds them until they are sent
-            waiting.append((chunk, pool.submit(_encode_in_worker, samples)))
+            with signals_held():  # the pool starts its processes when the first chunks are submitted
+                waiting.append((chunk, pool.submit(_encode_in_worker, samples)))
             if len(waiting) > 3 * num_proc:
                 yield _next(waiting)
         while waiting:
             yield _next(waiting)
-    except BrokenProcessPool as error:
-        problem = (
-            "a process that tokenizes died (out of memory, or its script has no `if __name__ == '__main__'` guard)"
-        )
-        raise one(RunError, "BC060", problem, "Set data.num_proc to 0 or to fewer processes") from error
-    finally:
+    except BaseException as error:
+        for worker in list(workers.values()):
+            worker.kill()
         pool.shutdown(wait=True, cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
+            raise _died([worker.exitcode for worker in workers.values()]) from error
+        raise
+    pool.shutdown(wait=True)
 
 
 def processes(num_proc: int | None, *, total_bytes: int, stage: Stage, make_stage: Callable[[], Stage] | None) -> int:
@@ -148,6 +156,7 @@ _worker: tuple[Stage, str] | None = None
 
 def _start_worker(factory: bytes, name: str) -> None:
     global _worker
+    follow_parent()
     # One core for each process: the tokenizer's own threads would only compete.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _worker = (pickle.loads(factory)(), name)
@@ -162,6 +171,20 @@ def _encode_in_worker(samples: Sequence[Sample]) -> Encoded:
 def _next(waiting: deque[tuple[Chunk, Future[Encoded]]]) -> tuple[Chunk, Encoded]:
     chunk, future = waiting.popleft()
     return chunk, future.result()
+
+
+def _died(codes: Sequence[int | None]) -> BumbleError:
+    """The error of a worker that ended; the codes of those that were stopped because of it are 0 or of SIGKILL too."""
+    code = next((code for code in codes if code not in (None, 0, -signal.SIGKILL)), -signal.SIGKILL)
+    fix = "Set data.num_proc to fewer processes, or to 0"
+    if code == -signal.SIGKILL:
+        problem = "a worker process that tokenizes was killed by SIGKILL, probably by the out-of-memory killer"
+        return one(RunError, "BC078", problem, f"Check dmesg. {fix}", field="data.num_proc")
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+    problem = f"a worker process that tokenizes {how}"
+    if code > 0:
+        fix += ". A script of your own needs an `if __name__ == '__main__'` guard"
+    return one(RunError, "BC078", problem, fix, field="data.num_proc")
 
 
 def _broken(name: str, what: str) -> BumbleError:

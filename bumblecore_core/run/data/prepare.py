@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from bumblecore_core.errors import DataError, Problem, RunError, one
 from bumblecore_core.protocols import Stage
 from bumblecore_core.records import DataFormatRecord, Options, StageRecord
 from bumblecore_core.registry import Registry
+from bumblecore_core.run.console import say
 from bumblecore_core.run.data.cache import build_lock, fresh_directory, remove_leftovers
 from bumblecore_core.run.data.encode import Encoded, encode_chunks, processes
 from bumblecore_core.run.data.files import Source, resolve_files
@@ -91,7 +92,7 @@ def prepare_store(
         if store is not None:
             return store
         remove_leftovers(directory)
-        with fresh_directory(directory) as temporary:
+        with _interrupt_told(), fresh_directory(directory) as temporary:
             _build(
                 temporary,
                 fingerprint=fingerprint,
@@ -132,6 +133,15 @@ def split_eval(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndar
     held_out = min(count - 1, max(1, round(count * share)))
     order = np.random.default_rng(derive_seed(seed, "eval_split")).permutation(count)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+@contextmanager
+def _interrupt_told() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("interrupted while tokenizing: no token shards were kept, the same command tokenizes again")
+        raise
 
 
 def _build(

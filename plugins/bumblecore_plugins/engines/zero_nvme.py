@@ -16,6 +16,7 @@ import torch
 from bumblecore_core import ConfigError, one
 from bumblecore_core.toolkit.launch_environment import Launch
 from bumblecore_plugins.engines.deepspeed_library import silent
+from bumblecore_plugins.engines.zero_build import compile_async_io
 
 
 class SwapDirectory:
@@ -75,9 +76,14 @@ def build_async_io(launch: Launch, barrier: Callable[[], None]) -> None:
             from torch.utils.cpp_extension import _get_build_directory
 
             try:
-                for operator in ("pin_memory", AsyncIOBuilder.NAME):
-                    drop_stale_lock(Path(_get_build_directory(operator, verbose=False)))
-                return bool(AsyncIOBuilder().is_compatible() and AsyncIOBuilder().load(verbose=False))
+                names = ("pin_memory", AsyncIOBuilder.NAME)
+                directories = {name: Path(_get_build_directory(name, verbose=False)) for name in names}
+                for directory in directories.values():
+                    drop_stale_lock(directory)
+                if not AsyncIOBuilder().is_compatible():
+                    return False
+                compiled = all((directory / f"{name}.so").exists() for name, directory in directories.items())
+                return bool((compiled or compile_async_io()) and AsyncIOBuilder().load(verbose=False))
             except Exception:  # whatever a compiler says
                 return False
 
