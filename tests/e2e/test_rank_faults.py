@@ -51,7 +51,7 @@ for arguments in json.loads(sys.argv[1]):
 
 
 def settings_of(bench: Path, name: str, **engine) -> dict:
-    settings = pretrain_settings(bench, max_steps=2)
+    settings = pretrain_settings(bench, max_steps=2, gradient_accumulation_steps=2)
     settings["engine"] = {"name": "deepspeed", "timeout_seconds": 4, **engine}
     settings |= {"output_dir": str(bench / name), "loggers": ["metrics_json"]}
     return settings
@@ -111,4 +111,5 @@ def test_each_fault_ends_both_ranks_with_its_reason(tmp_path):
     assert f"BC089 {bench}/elsewhere" in said(texts[1], "unshared")
     assert f"rank 1 ({host}): BC021 {bench}/nothing.jsonl data.path: there is no such file" in said(texts[1], "missing")
     assert "BC067: preparing data, tokenizer and model configuration failed on rank 1" in said(texts[0], "missing")
+    assert "gradients sent" in said(texts[0], "slow")  # of ZeRO-2, where steps accumulate
     assert "BC067: a forward and backward pass failed" in said(texts[0], "frozen")

@@ -69,8 +69,6 @@ class DeepSpeedEngine:
     half precision itself.
     """
 
-    _swap: SwapDirectory | None
-
     def __init__(self, *, options: DeepSpeedOptions, context: EngineContext) -> None:
         launch = read_launch(os.environ)
         self._context, self._options = context, options
