@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bumblecore_core.run.data.store import TokenStore
 
 Facts = list[tuple[str, str]]
+SHOWN_FILES = 20
 
 
 def data_facts(store: TokenStore, rows: np.ndarray, eval_rows: int, plan: BatchPlan, *, token_loss: bool) -> Facts:
@@ -24,8 +25,9 @@ def data_facts(store: TokenStore, rows: np.ndarray, eval_rows: int, plan: BatchP
     report = store.report
     tokens = int(store.lengths[rows].sum(dtype="int64"))
     supervised = int(store.counts[rows].sum(dtype="int64"))
+    more = len(store.files) - SHOWN_FILES
     facts = [
-        ("data", ", ".join(str(path) for path in store.files)),
+        ("data", ", ".join(store.files[:SHOWN_FILES]) + (f" and {more:,} more" if more > 0 else "")),
         ("rows", f"{report.rows:,} read, {len(rows):,} training examples" + _held_out(eval_rows)),
         ("tokens", f"{tokens:,} in training examples, longest {int(store.lengths[rows].max()):,}"),
     ]

@@ -125,11 +125,8 @@ class ChatEncoder:
 
     def _by_prefixes(self, messages: list[Message], tools: Any, runs: list[range]) -> _Rendered:
         if len(runs) > MOST_TURNS:
-            problem = (
-                f"the conversation has more than {MOST_TURNS:,} assistant turns, each verified by rendering all before"
-            )
-            fix = "split it, set train_on to last, or use a chat template with {% generation %} marks"
-            raise RowError(code="BC091", field="messages", problem=problem, fix=fix)
+            problem = f"more than {MOST_TURNS:,} assistant turns, of which each is verified by rendering all before it"
+            raise RowError(code="BC091", field="messages", problem=problem, fix="split it, or set stage.train_on: last")
         text = self._template.render(messages, tools)
 
         def turn(first: int, stop: int) -> _Turn:

@@ -7,6 +7,7 @@ import glob
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 from bumblecore_core.config.resolved import Selected
@@ -130,8 +131,8 @@ def _listing(directory: Path, most: int = 2000) -> list[Path]:
     found: list[Path] = []
     for parent, children, names in os.walk(directory):  # skips what it cannot read, which only costs the hint
         children[:] = sorted(child for child in children if not child.startswith("."))
-        found.extend(Path(parent, child) for child in children)
-        found.extend(Path(parent, name) for name in sorted(names) if Path(name).suffix.lower() in SUFFIXES)
+        data_files = (name for name in sorted(names) if os.path.splitext(name)[1].lower() in SUFFIXES)
+        found.extend(Path(parent, name) for name in islice(chain(children, data_files), most - len(found)))
         if len(found) >= most:
             break
-    return found[:most]
+    return found
