@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,20 +24,20 @@ from bumblecore_core.run.assemble import (
     evaluation_batches,
     prepare,
 )
+from bumblecore_core.run.checkpoint.final import save_final
 from bumblecore_core.run.checkpoint.folder import FINAL
 from bumblecore_core.run.checkpoint.history import HistoryFile, resume_history
 from bumblecore_core.run.checkpoint.resume import agreed_start, restore
 from bumblecore_core.run.checkpoint.saver import Saver
 from bumblecore_core.run.checkpoint.streams import seed_streams
-from bumblecore_core.run.checkpoint.writing import ModelParts, commit, write_part
+from bumblecore_core.run.checkpoint.writing import ModelParts
 from bumblecore_core.run.console import note
 from bumblecore_core.run.data.loader import rank_windows, worker_deaths
 from bumblecore_core.run.directory_lock import held
 from bumblecore_core.run.earlier import find_finished_run, is_complete
-from bumblecore_core.run.files import disk_errors, fresh_beside
 from bumblecore_core.run.info import Status, run_info, run_result, write_info
 from bumblecore_core.run.interrupts import EarlyInterrupts, Interrupts, Stopped
-from bumblecore_core.run.lock import lock_digest, make_lock
+from bumblecore_core.run.lock import make_lock
 from bumblecore_core.run.loggers import Loggers
 from bumblecore_core.run.loop import LoopOptions, train
 from bumblecore_core.run.overwrite import discard, restored_unless_replaced, set_aside
@@ -169,12 +168,13 @@ def _run(
     status: Status = "failed"
     final: Path | None = None
     problem = ""
+    parts = _parts(prepared, assembled)
     with Interrupts(speak=speaks) as interrupts:
         saver = Saver(
             engine=engine,
             output_dir=directory,
             section=config.checkpoint,
-            parts=_parts(prepared, assembled),
+            parts=parts,
             lock=lock,
             loggers=loggers,
             progress=progress,
@@ -187,7 +187,7 @@ def _run(
             _train(prepared, engine, loggers, progress, saver, speed, replace_if_trained)
             saver.finish()
             if config.checkpoint.save_last:
-                final = _save_final(prepared, assembled, engine, loggers, progress, lock, directory / FINAL)
+                final = save_final(parts, engine, loggers, directory / FINAL, step=progress.step, lock=lock)
             status = "complete"
             stopped_by = interrupts.received
         except Stopped as stopped:
@@ -281,37 +281,6 @@ def _followed(windows: Iterator[T], after_each: Callable[[], None]) -> Iterator[
     for window in windows:
         yield window
         after_each()
-
-
-def _save_final(
-    prepared: Prepared,
-    assembled: Assembled,
-    engine: Engine,
-    loggers: Loggers,
-    progress: Progress,
-    lock: Mapping[str, Any],
-    final: Path,
-) -> Path:
-    """The model alone, without training state; committed like a checkpoint."""
-    parts = _parts(prepared, assembled)
-    state = engine.model_state(wanted=parts.wanted)
-
-    def write() -> None:
-        if engine.rank != 0:
-            return
-        with disk_errors(final):
-            temporary = fresh_beside(final)
-        try:
-            write_part(temporary, 0, lambda directory: parts.write(directory, state))
-            facts = {"step": progress.step, "lock": lock_digest(lock)}
-            commit(temporary, final, world_size=1, facts=facts)
-        except Exception:
-            shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the room
-            raise
-        loggers.saved(final)
-
-    on_all_ranks(engine, write, "saving the final model")
-    return final
 
 
 def _lock(prepared: Prepared, registry: Registry, engine: Engine, *, reference: str | None) -> dict[str, Any]:

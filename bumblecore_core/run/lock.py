@@ -112,10 +112,11 @@ def make_lock(
 def read_lock(path: Path) -> dict[str, Any] | None:
     """A lock that was written to `path`; None where there is none that can be read."""
     try:
-        lock = json.loads(path.read_text(encoding="utf-8"))
+        lock = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None  # a FIFO would never end
     except (OSError, ValueError, RecursionError):
         return None
-    return lock if isinstance(lock, dict) and lock.get("format") == FORMAT else None
+    known = isinstance(lock, dict) and isinstance(lock.get("format"), int) and 1 <= lock["format"] <= FORMAT
+    return lock if known else None
 
 
 def lock_digest(lock: Mapping[str, Any]) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 from bumblecore_core.config.resolved import ResolvedRun
 from bumblecore_core.config.yaml import dump
 from bumblecore_core.errors import Problem, RunError, one
-from bumblecore_core.run.checkpoint.folder import FINAL, list_checkpoints
+from bumblecore_core.run.checkpoint.folder import FINAL, Checkpoint, list_checkpoints
+from bumblecore_core.run.checkpoint.history import HISTORY_LOG
 from bumblecore_core.run.checkpoint.manifest import Torn, faults, read_manifest
 from bumblecore_core.run.checkpoint.resume import NEVER, Start, candidate, check_start, lock_of, lock_problems
 from bumblecore_core.run.files import write_text
@@ -25,10 +26,12 @@ from bumblecore_core.run.lock import (
     reshaping_options,
 )
 from bumblecore_core.run.named_files import require_named_files
-from bumblecore_core.toolkit.history import LOCK_FILE, RUN_FILE
+from bumblecore_core.toolkit.history import HISTORY_FILE, INFO_FILE, LOCK_FILE, RUN_FILE
 from bumblecore_core.toolkit.regular_files import irregular
 
 HEADER = "# The resolved configuration of this run.\n"
+OURS = (RUN_FILE, LOCK_FILE, INFO_FILE, FINAL, "logs", HISTORY_FILE, HISTORY_LOG, "report.html")
+"""What tells of a run and must not outlive it when another begins anew. Other loggers look after their own files."""
 NO_CHECKPOINT = (
     "Put it back, choose another output_dir, or start over with --overwrite (there is no checkpoint to resume from; a "
     "new run can start from {final})"
@@ -62,7 +65,7 @@ def finished_run(resolved: ResolvedRun) -> Mapping[str, Any] | None:
     start = candidate(directory, resume)
     saved = _lock_of_final(directory)
     if saved is not None:
-        _compare_config(resolved, saved, finished=True, resumable=start is not None, place=directory / FINAL)
+        _compare_config(resolved, saved, start, finished=True, place=directory / FINAL)
         return saved
     checkpoints = [checkpoint.path.name for checkpoint in list_checkpoints(directory)]
     if checkpoints and resume == NEVER:
@@ -74,7 +77,7 @@ def finished_run(resolved: ResolvedRun) -> Mapping[str, Any] | None:
         fix = "Choose another output_dir, or start over with --overwrite"
         raise one(RunError, "BC043", problem, fix, place=str(directory), field="output_dir")
     if start is not None and (saved := lock_of(start)) is not None:
-        _compare_config(resolved, saved, finished=False, resumable=True, place=start.path)
+        _compare_config(resolved, saved, start, finished=False, place=start.path)
     return None
 
 
@@ -86,27 +89,26 @@ def is_complete(resolved: ResolvedRun, saved: Mapping[str, Any], lock: Mapping[s
     resume from.
     """
     directory, section = Path(resolved.config.output_dir), resolved.config.checkpoint
-    resumable = candidate(directory, section.resume) is not None
-    fix = _fix(directory, resumable=resumable)
+    start = candidate(directory, section.resume)
+    fix = _fix(directory, start.path if start else None)
 
     def differences(allowed: Sequence[str]) -> list[Problem]:
         reshaping = reshaping_options(resolved)
         found = lock_problems(saved, lock, allowed=allowed, reshaping=reshaping, place=directory / FINAL, fix=fix)
-        return [problem for problem in found if problem.code != "BC070"]
+        return [problem for problem in found if not _by_another_version(problem, saved, lock)]
 
     if refused := differences(section.allow):
         raise RunError(refused)
     allowed_now = differences(())
-    if allowed_now and not resumable:
+    if allowed_now and start is None:
         raise _nothing_to_resume(resolved, [problem.field for problem in allowed_now])
     return not allowed_now
 
 
 def check_start_here(resolved: ResolvedRun, start: Start, lock: Mapping[str, Any]) -> list[str]:
     """`check_start` for a run into its output directory."""
-    own = start.path.parent.resolve() == Path(resolved.config.output_dir).resolve()
     allowed, reshaping = resolved.config.checkpoint.allow, reshaping_options(resolved)
-    fix = ALLOW_OR_REPLACE if own else ALLOW
+    fix = _fix(Path(resolved.config.output_dir), start.path)
     return [*start.warnings, *check_start(start, lock, allowed=allowed, reshaping=reshaping, fix=fix)]
 
 
@@ -148,18 +150,28 @@ def _lock_of_final(directory: Path) -> Mapping[str, Any] | None:
 
 
 def _compare_config(
-    resolved: ResolvedRun, saved: Mapping[str, Any], *, finished: bool, resumable: bool, place: Path
+    resolved: ResolvedRun, saved: Mapping[str, Any], start: Checkpoint | None, *, finished: bool, place: Path
 ) -> None:
     allowed, directory = resolved.config.checkpoint.allow, Path(resolved.config.output_dir)
     drifts = [drift for drift in config_drift(saved, resolved) if drift.name not in reshaping_options(resolved)]
     if refused := [drift for drift in drifts if not covered(drift.name, allowed)]:
-        raise RunError([drift.problem(place, _fix(directory, resumable=resumable)) for drift in refused])
-    if finished and drifts and not resumable:
+        fix = _fix(directory, start.path if start else None)
+        raise RunError([drift.problem(place, fix) for drift in refused])
+    if finished and drifts and start is None:
         raise _nothing_to_resume(resolved, [drift.name for drift in drifts])
 
 
-def _fix(directory: Path, *, resumable: bool) -> str:
-    return ALLOW_OR_REPLACE if resumable else NO_CHECKPOINT.replace("{final}", str(directory / FINAL))
+def _by_another_version(problem: Problem, saved: Mapping[str, Any], lock: Mapping[str, Any]) -> bool:
+    """Whether a difference is one of versions, or a default that another version of transformers gives a model."""
+    library = saved["libraries"].get("transformers") != lock["libraries"].get("transformers")
+    return problem.code == "BC070" or (library and problem.field.startswith("model.config."))
+
+
+def _fix(directory: Path, start: Path | None) -> str:
+    """What to do about a difference, by the checkpoint that there is to resume from."""
+    if start is None:
+        return NO_CHECKPOINT.replace("{final}", str(directory / FINAL))
+    return ALLOW_OR_REPLACE if start.parent.resolve() == directory.resolve() else ALLOW
 
 
 def _nothing_to_resume(resolved: ResolvedRun, changed: Sequence[str]) -> Exception:

@@ -17,15 +17,12 @@ from typing import Any
 from bumblecore_core.config.resolved import ResolvedRun
 from bumblecore_core.errors import ConfigError, Problem, RunError, one
 from bumblecore_core.run.checkpoint.folder import FINAL, NAME, list_checkpoints
-from bumblecore_core.run.checkpoint.history import HISTORY_LOG
 from bumblecore_core.run.console import note
 from bumblecore_core.run.files import disk_errors, recover, remove_directory, sync, writing_path
 from bumblecore_core.run.lock import covered
-from bumblecore_core.run.output_dir import require_no_other_file, written_by_a_run
-from bumblecore_core.toolkit.history import HISTORY_FILE, INFO_FILE, LOCK_FILE, RUN_FILE
+from bumblecore_core.run.output_dir import OURS, require_no_other_file, written_by_a_run
+from bumblecore_core.toolkit.history import RUN_FILE
 
-OURS = (RUN_FILE, LOCK_FILE, INFO_FILE, FINAL, "logs", HISTORY_FILE, HISTORY_LOG, "report.html")
-"""Files of a run that must not outlive it when another replaces it."""
 LOGGERS = ("metrics.csv", "training_loss.png", "tensorboard", "mlflow_run_id.txt", "wandb_run_id.txt")
 """Files that loggers replace when a run starts, and that must be there again where it did not."""
 REPLACED, PARTIAL = ".replaced", ".replaced.partial"

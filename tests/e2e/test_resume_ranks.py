@@ -73,6 +73,8 @@ def bench(tmp_path_factory):
         add(name, stage, case)
         for point in SAVE_POINTS:
             add(f"{name}-{point}", stage, case, "--resume", str(bench / name / f"checkpoint-{point}"))
+    add("pretrain", *CASES["pretrain"])  # it is complete
+    add("pretrain-3", *CASES["pretrain"], "--overwrite")
     for rank, looks_after_each in ((0, False), (1, False), (1, True)):
         name = f"stopped-{rank}-{looks_after_each}"
         case = {"dropout": True, "checkpoint": {"save_steps": STEPS}}
@@ -94,6 +96,18 @@ def test_two_ranks_resume_to_the_same_bits(bench, name, point):
         assert checkpoint_differences(left / "final", right / "final") == []
     else:
         assert differences(left, right) == []
+
+
+def test_two_ranks_replace_a_run_and_leave_a_complete_one_alone(bench):
+    info = json.loads((bench / "pretrain-3" / "run.info.json").read_text())
+    assert (info["first_step"], info["status"]) == (0, "complete")
+    assert (bench / "pretrain-3" / "checkpoint-1").is_dir()  # of a run from the beginning
+    assert not list((bench / "pretrain-3").glob("*replaced*"))
+    assert not list((bench / "pretrain").glob("*replaced*"))
+    events = json.loads((bench / "pretrain" / "metrics.json").read_text())
+    assert max(event["time"] for event in events) < min(
+        event["time"] for event in json.loads((bench / "pretrain-3" / "metrics.json").read_text())
+    )
 
 
 @pytest.mark.parametrize(("rank", "looks_after_each"), [(0, False), (1, False), (1, True)])

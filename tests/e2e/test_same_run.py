@@ -83,8 +83,10 @@ def test_a_finished_run_of_other_data_is_not_this_run(bench, capsys):
 def test_newer_libraries_do_not_make_a_finished_run_another(bench, capsys, monkeypatch):
     config = settings(bench)
     assert run(bench, config) == 0
-    installed = lock.installed_version
-    monkeypatch.setattr(lock, "installed_version", lambda name: "99.0" if name == "torch" else installed(name))
+    installed, model_config = lock.installed_version, lock._model_config
+    newer = ("torch", "transformers")
+    monkeypatch.setattr(lock, "installed_version", lambda name: "99.0" if name in newer else installed(name))
+    monkeypatch.setattr(lock, "_model_config", lambda config: {**model_config(config), "new_in_99": True})
     assert run(bench, config) == 0
     assert "holds this very run already" in capsys.readouterr().out
     shutil.rmtree(bench / "out" / "final")
