@@ -76,7 +76,7 @@ def _make_room(keep: Path, *, force: bool) -> None:
 
     for name in (WHOLE, RESUMED):
         log = keep / f"{name}.log"
-        if not force and ((keep / name).exists() or log.exists()):
+        if not force and any(map(os.path.exists, (keep / name, log))):
             raise output_exists(keep / name, "--keep")
         clear(keep / name)
         log.unlink(missing_ok=True)

@@ -14,7 +14,8 @@ from bumblecore_core.errors import BumbleError, ConfigError, ModelError, Problem
 from bumblecore_core.run.skeleton import without_memory
 from bumblecore_core.run.weights import stored_dtype
 from bumblecore_core.toolkit.adapters import adapter_chain, fold_in
-from bumblecore_core.toolkit.json_files import require_json_object
+from bumblecore_core.toolkit.json_files import read_json_object
+from bumblecore_core.toolkit.library_errors import library_message
 from bumblecore_core.toolkit.scorers import make_scorer_config, names_scorer, refuse_scorer, score_of
 from bumblecore_core.toolkit.seeds import derive_seed
 from bumblecore_core.toolkit.shards import whole_shape
@@ -31,7 +32,7 @@ def load_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig
 
     directory, _ = adapter_chain(directory)
-    require_json_object(directory / "config.json", "model.path")
+    read_json_object(directory / "config.json", "model.path")
     with _reported(directory / "config.json"):
         return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=trust_remote_code)
 
@@ -267,6 +268,6 @@ def _unloadable(error: Exception, place: Path) -> BumbleError:
         what = "sequence classification" if "SequenceClassification" in text else "causal language model"
         problem, fix = f"this model type has no {what}", "Use a decoder model such as llama or qwen3"
     else:
-        problem = (text.splitlines() or [type(error).__name__])[0][:300]
+        problem = library_message(error)
         fix = "Check the model's files, and that your version of transformers knows this model type"
     return one(ModelError, "BC064", problem, fix, place=str(place), field="model.path")

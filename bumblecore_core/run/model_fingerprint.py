@@ -11,9 +11,9 @@ from typing import Any
 
 from bumblecore_core.errors import BumbleError, ModelError, one
 from bumblecore_core.run.hashing import file_hash, remembered_hashes
-from bumblecore_core.run.weights import weight_files
 from bumblecore_core.toolkit.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_KEY, adapter_chain
 from bumblecore_core.toolkit.tokenizers import resolve_model_dir
+from bumblecore_core.toolkit.weight_files import weight_files
 
 
 def weights_fingerprint(directory: Path, cache_dir: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def content_hashes(chosen: Selected[Any]) -> dict[str, str]:
 
 def _named(chosen: Selected[Any]) -> dict[str, Path]:
     return {
-        name: Path(path).expanduser()
+        name: Path(os.path.expanduser(path))
         for name, field in type(chosen.options).model_fields.items()
         if any(isinstance(mark, ByContent) for mark in field.metadata) and (path := getattr(chosen.options, name))
     }

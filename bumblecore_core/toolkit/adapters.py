@@ -7,7 +7,7 @@ a chain that ends in a model directory.
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bumblecore_core.errors import BumbleError, ModelError, Problem, one
-from bumblecore_core.toolkit.json_files import require_json_object
+from bumblecore_core.toolkit.adapter_checks import check_adapter_config, reading
+from bumblecore_core.toolkit.json_files import read_json_object
+from bumblecore_core.toolkit.library_errors import library_message
 from bumblecore_core.toolkit.limits import Exceeded, piece
 from bumblecore_core.toolkit.regular_files import require_readable_directory
 from bumblecore_core.toolkit.scorers import is_scorer, make_scorer_config
+from bumblecore_core.toolkit.weight_files import check_weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +43,7 @@ def quietly() -> Iterator[None]:
 
 def is_adapter(directory: Path) -> bool:
     """Whether a directory holds an adapter rather than a model."""
-    return (directory / ADAPTER_CONFIG).is_file() and not (directory / "config.json").is_file()
+    return os.path.isfile(directory / ADAPTER_CONFIG) and not os.path.isfile(directory / "config.json")
 
 
 def adapter_chain(directory: Path, *, field: str = "model.path") -> tuple[Path, tuple[Path, ...]]:
@@ -60,9 +63,10 @@ def adapter_chain(directory: Path, *, field: str = "model.path") -> tuple[Path, 
     return directory, tuple(adapters)
 
 
-def named_base(directory: Path) -> str:
-    """What the adapter of `directory` says that it was made for; empty where it says nothing."""
-    return str(json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8")).get(BASE_KEY) or "")
+def named_base(directory: Path, *, field: str = "model.path") -> str:
+    """What the adapter of `directory` says that it was made for; empty where it says nothing. Raises `ModelError`
+    BC064."""
+    return str(read_json_object(directory / ADAPTER_CONFIG, field).get(BASE_KEY) or "")
 
 
 def tokenizer_source(directory: Path) -> Path:
@@ -75,18 +79,34 @@ def tokenizer_source(directory: Path) -> Path:
 
 
 def read_adapter_config(directory: Path, *, field: str = "model.path") -> Any:
-    """The PEFT config in `directory`. Raises `ModelError` BC064."""
+    """The PEFT config in `directory`, checked. Raises `ModelError` BC064."""
     from peft import PeftConfig
 
-    require_json_object(directory / ADAPTER_CONFIG, field)
+    read_json_object(directory / ADAPTER_CONFIG, field)
     with quietly():
         try:
-            return PeftConfig.from_pretrained(str(directory))
+            config = PeftConfig.from_pretrained(str(directory))
         except Exception as error:
-            problem = f"PEFT cannot read this adapter's config: {type(error).__name__}: {error}"
+            problem = f"PEFT cannot read this adapter's config: {library_message(error)}"
             fix = "Check that the file is whole, and that your version of PEFT knows this kind of adapter"
             place = str(directory / ADAPTER_CONFIG)
             raise one(ModelError, "BC064", problem, fix, place=place, field=field) from error
+    check_adapter_config(config, directory / ADAPTER_WEIGHTS, field=field)
+    return config
+
+
+@contextmanager
+def _peft_errors(directory: Path, field: str) -> Iterator[None]:
+    """Without PEFT's warnings, and with what it raises as `ModelError` BC064: a config that PEFT could read may still
+    hold values of any type."""
+    try:
+        with quietly():
+            yield
+    except BumbleError:
+        raise
+    except Exception as error:
+        problem, place = f"PEFT cannot use this adapter: {library_message(error)}", str(directory / ADAPTER_CONFIG)
+        raise one(ModelError, "BC064", problem, "Check that the file is whole", place=place, field=field) from error
 
 
 def attached(model: Any, config: Any, directory: Path, *, field: str = "model.path") -> Any:
@@ -94,15 +114,13 @@ def attached(model: Any, config: Any, directory: Path, *, field: str = "model.pa
     where they do not fit the model, BC092 where a regular expression in `config` takes too long."""
     from peft import get_peft_model
 
-    made_for = named_base(directory)
     _require_quick_patterns(model, config, directory, field)
-    with quietly():
+    with _peft_errors(directory, field):
         try:
             return get_peft_model(model, config)
-        except (ValueError, AttributeError, TypeError) as error:
-            raise _other_base(
-                f"its modules are not in this model ({error})", made_for, model, directory, field
-            ) from error
+        except (ValueError, AttributeError) as error:
+            problem = f"its modules are not in this model ({library_message(error)})"
+            raise _other_base(problem, named_base(directory), model, directory, field) from error
 
 
 def slow_pattern(limit: Exceeded, *, field: str, place: str = "") -> BumbleError:
@@ -137,20 +155,11 @@ def load_weights(model: Any, directory: Path, *, field: str = "model.path") -> N
 
 
 def read_weights(directory: Path, *, field: str = "model.path") -> dict[str, torch.Tensor]:
-    """The saved tensors of an adapter, on the CPU."""
+    """The saved tensors of an adapter, on the CPU. Raises `ModelError` BC029 or BC064."""
     from safetensors.torch import load_file
 
-    file = directory / ADAPTER_WEIGHTS
-    if not file.is_file():
-        fix = "Copy the adapter again; weights in other formats are not read"
-        problem = f"the adapter has no {ADAPTER_WEIGHTS}"
-        raise one(ModelError, "BC029", problem, fix, place=str(directory), field=field)
-    try:
-        tensors: dict[str, torch.Tensor] = load_file(file)
-    except Exception as error:
-        problem, fix = f"not a whole safetensors file ({error})", "Copy the adapter again"
-        raise one(ModelError, "BC064", problem, fix, place=str(file), field=field) from error
-    return tensors
+    with reading(directory / ADAPTER_WEIGHTS, field):
+        return dict(load_file(directory / ADAPTER_WEIGHTS))
 
 
 def put_weights(model: Any, tensors: Mapping[str, torch.Tensor], directory: Path, *, field: str = "model.path") -> None:
@@ -159,7 +168,8 @@ def put_weights(model: Any, tensors: Mapping[str, torch.Tensor], directory: Path
     import torch
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    with _peft_errors(directory, field):
+        own = get_peft_model_state_dict(model, save_embedding_layers=False)
     known = {**model.state_dict(), **own}  # some adapters come with base weights, such as resized embeddings
     wrong = [f"{name} is missing" for name in sorted(own.keys() - tensors.keys())]
     wrong += [f"{name} has no place" for name in sorted(tensors.keys() - known.keys())]
@@ -175,7 +185,8 @@ def put_weights(model: Any, tensors: Mapping[str, torch.Tensor], directory: Path
         if parameter.requires_grad:
             for dtype in {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}:
                 parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, dtype))
-    set_peft_model_state_dict(model, dict(tensors))
+    with _peft_errors(directory, field):
+        set_peft_model_state_dict(model, dict(tensors))
 
 
 def fold_in(model: Any, directory: Path) -> Any:
@@ -188,8 +199,8 @@ def fold_in(model: Any, directory: Path) -> Any:
     if not hasattr(adapter, "merge_and_unload"):
         problem, fix = "this kind of adapter cannot be folded into weights", "Use a LoRA adapter"
         raise one(ModelError, "BC064", problem, fix, place=str(directory), field="model.path")
-    with quietly():
-        merged = adapter.merge_and_unload()
+    with _peft_errors(directory, "model.path"):
+        merged = adapter.merge_and_unload(safe_merge=True)  # refuses weights that are not finite
     for parameter in merged.parameters():
         parameter.requires_grad_(True)
     merged.name_or_path = str(directory)
@@ -211,6 +222,8 @@ def load_model(
     from transformers.utils import logging
 
     base, adapters = adapter_chain(directory)
+    read_json_object(base / "config.json", "model.path")
+    check_weight_files(base)
     logging.disable_progress_bar()
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # of a score that its adapter brings along
@@ -229,7 +242,7 @@ def load_model(
             trust_remote_code=trust_remote_code,
         )
     except Exception as error:
-        problem = f"the model cannot be loaded: {' '.join(str(error).split())[:200]}"
+        problem = f"the model cannot be loaded: {library_message(error)}"
         raise one(ModelError, "BC064", problem, "check that its files are whole", place=str(base)) from error
     finally:
         logging.set_verbosity(verbosity)
@@ -250,10 +263,9 @@ def _cast(model: Any, dtype: torch.dtype) -> None:
 
 
 def _base_of(directory: Path, field: str) -> Path:
-    require_json_object(directory / ADAPTER_CONFIG, field)
-    named = named_base(directory)
-    base = Path(named).expanduser()
-    if named and (is_adapter(base) or (base / "config.json").is_file()):
+    named = named_base(directory, field=field)
+    base = Path(os.path.expanduser(named))
+    if named and (is_adapter(base) or os.path.isfile(base / "config.json")):
         require_readable_directory(base, field)
         return base
     place = str(directory / ADAPTER_CONFIG)

@@ -65,7 +65,12 @@ def read_run(directory: Path) -> RunRecord:
     try:
         loaded = yaml.safe_load((directory / RUN_FILE).read_text(encoding="utf-8"))
         config = loaded if isinstance(loaded, dict) else {}
-    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or no such day as 2024-13-01
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+        yaml.YAMLError,
+    ) as error:  # ValueError: not UTF-8, or no such day as 2024-13-01
         raise _unreadable(directory / RUN_FILE) from error
     return RunRecord(
         directory=directory,
@@ -83,7 +88,7 @@ def read_events(path: Path) -> list[StepEvent]:
         if not isinstance(entries, list):
             raise _unreadable(path)
         return [_event(entry) for entry in entries]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise _unreadable(path) from error
 
 
@@ -131,11 +136,11 @@ def _event(entry: Mapping[str, Any]) -> StepEvent:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(path) from error
     return found if isinstance(found, dict) else {}
 

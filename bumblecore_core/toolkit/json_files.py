@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from bumblecore_core.errors import ModelError, one
 
 
-def require_json_object(path: Path, field: str) -> None:
-    """Raises `ModelError` BC064 with file and line where `path` does not hold one JSON object; `field`: the config key
-    that led there."""
+def read_json_object(path: Path, field: str) -> dict[str, Any]:
+    """The JSON object in `path`. Raises `ModelError` BC064 with file and line where it holds none; `field`: the config
+    key that led there."""
     fix = "Copy the file again; it is not what was written"
     try:
         value = json.loads(path.read_bytes())
@@ -24,3 +25,4 @@ def require_json_object(path: Path, field: str) -> None:
         raise one(ModelError, "BC061", problem, "Check its permissions", place=str(path), field=field) from None
     if not isinstance(value, dict):
         raise one(ModelError, "BC064", "the file holds no JSON object", fix, place=str(path), field=field)
+    return value

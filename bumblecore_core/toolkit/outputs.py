@@ -109,7 +109,7 @@ def write_output_directory(path: Path, write: Callable[[Path], object], *, repla
         shutil.rmtree(outgoing, ignore_errors=True)
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if not os.path.lexists(path) and outgoing.is_dir():
+        if not os.path.lexists(path) and os.path.isdir(outgoing):
             outgoing.rename(path)
         if isinstance(error, OSError) or "(os error " in str(error):  # of libraries in Rust
             raise _failed(error, path, field) from error

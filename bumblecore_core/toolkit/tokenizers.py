@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 
 from bumblecore_core.errors import BumbleError, ModelError, did_you_mean, one
 from bumblecore_core.toolkit.adapters import is_adapter
-from bumblecore_core.toolkit.json_files import require_json_object
+from bumblecore_core.toolkit.json_files import read_json_object
+from bumblecore_core.toolkit.library_errors import library_message
 from bumblecore_core.toolkit.limits import Exceeded, piece
 from bumblecore_core.toolkit.regular_files import require_readable_directory
 
@@ -27,7 +28,7 @@ def resolve_model_dir(path: str | Path, *, field: str = "model.path") -> Path:
     beside it; a file that is not a regular one) or BC064 (a directory without a model). `field`: the config key that
     holds the path.
     """
-    directory = Path(path).expanduser()
+    directory = Path(os.path.expanduser(path))
     if directory.name == "config.json" and os.path.isfile(directory):
         directory = directory.parent
     if not os.path.isdir(directory):  # unlike Path.is_dir, false for a name that is too long
@@ -50,7 +51,7 @@ def load_tokenizer(path: str | Path, *, chat_template: str | None = None, trust_
     BC064 (not a tokenizer, or one without a fast implementation), BC023 (the template is not valid Jinja), BC092
     (compiling it takes too much time or memory).
     """
-    directory = Path(path).expanduser()
+    directory = Path(os.path.expanduser(path))
     if not os.path.isdir(directory):  # unlike Path.is_dir, false for a name that is too long
         raise _missing(directory, "model.tokenizer", "a directory")
     if not (directory / "tokenizer_config.json").exists() and (directory / "final" / "tokenizer_config.json").exists():
@@ -68,15 +69,15 @@ def load_tokenizer(path: str | Path, *, chat_template: str | None = None, trust_
     require_readable_directory(directory, "model.tokenizer")
     from transformers import AutoTokenizer
 
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        if (directory / name).exists():
+            read_json_object(directory / name, "model.tokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=trust_remote_code
         )
     except Exception as error:
-        for name in ("tokenizer_config.json", "tokenizer.json"):
-            if (directory / name).exists():
-                require_json_object(directory / name, "model.tokenizer")
-        problem = f"the tokenizer cannot be loaded: {_first_line(error)}"
+        problem = f"the tokenizer cannot be loaded: {library_message(error)}"
         fix = "check that its files are whole; model.trust_remote_code: true if it ships its own code"
         raise one(ModelError, "BC064", problem, fix, place=str(directory), field="model.tokenizer") from error
     if not isinstance(getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
@@ -88,9 +89,28 @@ def load_tokenizer(path: str | Path, *, chat_template: str | None = None, trust_
             place=str(directory),
             field="model.tokenizer",
         )
+    _try_out(tokenizer, directory)
     if chat_template is not None:
-        tokenizer.chat_template = _read_template(Path(chat_template).expanduser())
+        tokenizer.chat_template = _read_template(Path(os.path.expanduser(chat_template)))
     return tokenizer
+
+
+def _try_out(tokenizer: Any, directory: Path) -> None:
+    """Encodes and decodes a word: the files of a tokenizer that loads may still hold values of the wrong type, which
+    fail where they are used. Raises `ModelError` BC064."""
+    try:
+        ids = tokenizer("a", add_special_tokens=False).input_ids
+        tokenizer.decode(tokenizer("a").input_ids, skip_special_tokens=True)
+        tokenizer.convert_ids_to_tokens(ids)
+        exact_encoder(tokenizer).encode("a", add_special_tokens=False)
+        tokenizer_fingerprint(tokenizer)
+    except Exception as error:
+        problem = f"the tokenizer loads but cannot be used: {library_message(error)}"
+        fix = "check the values in tokenizer_config.json and tokenizer.json"
+        raise one(ModelError, "BC064", problem, fix, place=str(directory), field="model.tokenizer") from error
+    if tokenizer.chat_template is not None and not isinstance(tokenizer.chat_template, str | dict):
+        problem, fix = "the tokenizer's chat template is not a text", "check chat_template in tokenizer_config.json"
+        raise one(ModelError, "BC064", problem, fix, place=str(directory), field="model.tokenizer")
 
 
 def require_chat_template(tokenizer: Any) -> None:
@@ -169,7 +189,7 @@ def _read_template(path: Path) -> str:
         raise one(
             ModelError,
             "BC023",
-            f"the chat template is not valid Jinja: {_first_line(error)}",
+            f"the chat template is not valid Jinja: {library_message(error)}",
             "correct the template",
             place=place,
             field=TEMPLATE_KEY,
@@ -187,8 +207,9 @@ def _missing(path: Path, key: str, what: str) -> BumbleError:
     if os.path.exists(path):
         return one(ModelError, "BC061", f"this is not {what}", f"name {what}", place=str(path), field=key)
     parent = path.parent
-    names = [child.name for child in parent.iterdir()] if parent.is_dir() else []
-    fix = did_you_mean(path.name, names) if parent.is_dir() else f"{parent} does not exist either"
+    exists = os.path.isdir(parent)
+    names = os.listdir(parent) if exists and os.access(parent, os.R_OK) else []
+    fix = did_you_mean(path.name, names) if exists else f"{parent} does not exist either"
     return one(
         ModelError,
         "BC061",
@@ -197,8 +218,3 @@ def _missing(path: Path, key: str, what: str) -> BumbleError:
         place=str(path),
         field=key,
     )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{lines[0][:200]}" if lines else type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ def agreed_start(engine: Engine, output_dir: Path, resume: str, *, overwrite: bo
     step = int(engine.sum_over_ranks([start.step + 1.0 if start else 0.0])[0]) - 1
     if engine.rank == 0 or step < 0:
         return start
-    path = checkpoint_path(output_dir, step) if resume == AUTO else _named(Path(resume).expanduser()).path
+    path = checkpoint_path(output_dir, step) if resume == AUTO else _named(Path(os.path.expanduser(resume))).path
     return Start(path=path, step=step, lock=read_state(path / STATE, "lock"))
 
 
@@ -51,7 +52,7 @@ def candidate(output_dir: Path, resume: str) -> Checkpoint | None:
     unusable one."""
     if resume == NEVER:
         return None
-    path = Path(resume).expanduser()
+    path = Path(os.path.expanduser(resume))
     found = list_checkpoints(output_dir) if resume == AUTO else [_named(path)] if path.is_dir() else []
     whole = [checkpoint for checkpoint in found if checkpoint.manifest and (checkpoint.path / STATE).is_dir()]
     return whole[-1] if whole else None
@@ -77,8 +78,8 @@ def choose_start(output_dir: Path, resume: str, *, overwrite: bool = False) -> S
         return None
     if resume == AUTO:
         return _newest_valid(output_dir)
-    path = Path(resume).expanduser()
-    if not path.is_dir():
+    path = Path(os.path.expanduser(resume))
+    if not os.path.isdir(path):  # unlike Path.is_dir, false for a name that is too long
         problem = f"there is no checkpoint at {path}"
         raise one(RunError, "BC046", problem, _known(path.parent), field=FIELD)
     start = _verified(_named(path))

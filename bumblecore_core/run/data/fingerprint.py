@@ -26,7 +26,7 @@ def default_cache_dir() -> Path:
 
 def cache_dir_of(data: DataSection) -> Path:
     """Where a run keeps token shards, reference log-probabilities and hashes of files."""
-    return Path(data.cache_dir).expanduser() if data.cache_dir else default_cache_dir()
+    return Path(os.path.expanduser(data.cache_dir)) if data.cache_dir else default_cache_dir()
 
 
 def content_hashes(sources: Sequence[Source], cache_dir: Path) -> list[str]:

@@ -276,7 +276,7 @@ def _read_meta(directory: Path) -> Mapping[str, Any]:
             meta = read_signed(file.read())
     except OSError as error:
         raise TornStore(f"{META} is missing or unreadable") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TornStore(f"{META} is damaged") from error
     if meta.get("version") != VERSION:
         raise TornStore(f"{META} is of another version")

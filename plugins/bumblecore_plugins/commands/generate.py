@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bumblecore_core import DataError, RowError, one
+from bumblecore_core import DataError, ModelError, RowError, one
 from bumblecore_core.toolkit.terminal import echo, to_json
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def read_prompts(path: Path) -> list[str]:
 def _json_prompt(line: str, place: str) -> str:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise one(DataError, "BC001", "not valid JSON", "write one JSON object a line", place=place) from error
     prompt = row.get("prompt") if isinstance(row, dict) else row
     if not isinstance(prompt, str):
@@ -170,12 +170,21 @@ def load_model(directory: Path, trust_remote_code: bool) -> Any:
 
 
 def stop_ids(tokenizer: Any, model: Any, *, chat: bool) -> list[int]:
-    """Ids that end a continuation: eos, what the model's own generation config names, and the chat's end of turn."""
+    """Ids that end a continuation: eos, what the model's own generation config names, and the chat's end of turn.
+
+    Raises `ModelError` BC064 where the generation config names something else than ids. Ids that the model cannot
+    produce, such as -1, are left out.
+    """
     from bumblecore_core.toolkit.templates import ChatTemplate
 
     own = model.generation_config.eos_token_id
+    named = own if isinstance(own, list) else [] if own is None else [own]
+    if not all(isinstance(token, int) for token in named):
+        problem, fix = "the eos_token_id of its generation config is not a token id", "Correct generation_config.json"
+        raise one(ModelError, "BC064", problem, fix, place=str(model.name_or_path), field="MODEL")
+    rows = model.get_input_embeddings().weight.shape[0]
     ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    ids += own if isinstance(own, list) else [] if own is None else [own]
+    ids += [token for token in named if 0 <= token < rows]
     ids += ChatTemplate(tokenizer).end_of_turn_ids() if chat else []
     return list(dict.fromkeys(ids))
 

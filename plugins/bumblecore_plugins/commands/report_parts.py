@@ -145,7 +145,7 @@ def _saved(path: Path) -> tuple[Sequence[str], str, float | None]:
     except FileNotFoundError as error:
         missing = Path(error.filename or "").name
         return (path.name, NOTHING, NOTHING, NOTHING), f"torn: {missing} is missing", None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return (path.name, NOTHING, NOTHING, NOTHING), "torn: manifest.json is damaged", None
     return cells, f"torn: the size of {changed[0]} differs" if changed else "whole", loss
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ END_OF_TEXT = "<|endoftext|>"
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 SMALLEST_VOCABULARY = 256 + 1 + len(CHATML_TOKENS)
 SUFFIXES = (".jsonl", ".json", ".txt", ".csv")
+FIELD_LIMIT = 2**31 - 1  # csv's own limit of 128 KiB is too small for documents
 
 
 @click.group()
@@ -130,7 +132,7 @@ def read_template(choice: str) -> str | None:
 def check_files(files: Sequence[Path]) -> None:
     """Raises `DataError` BC061 for each file that is missing or of an unknown kind, before anything is read."""
     for path in files:
-        if not path.is_file():
+        if not os.path.isfile(path):  # unlike Path.is_file, false for a name that is too long
             raise one(DataError, "BC061", "no such file", "correct the path", place=str(path))
         if path.suffix.lower() not in SUFFIXES:
             raise one(DataError, "BC061", "a file of an unknown kind", f"use {', '.join(SUFFIXES)}", place=str(path))
@@ -150,8 +152,14 @@ def strings_of(path: Path) -> Iterator[str]:
     if kind == ".txt":
         yield from (line for line in content.splitlines(keepends=True) if line.strip())
     elif kind == ".csv":
-        for row in csv.DictReader(io.StringIO(content)):
-            yield from _strings(row, str(path))
+        csv.field_size_limit(FIELD_LIMIT)
+        reader = csv.DictReader(io.StringIO(content))
+        try:
+            for row in reader:
+                yield from _strings(row, str(path))
+        except csv.Error as error:
+            place = f"{path}:{reader.line_num}"
+            raise one(DataError, "BC001", f"malformed CSV: {error}", "correct the row", place=place) from error
     elif kind == ".json":
         yield from _strings(_parsed(content, str(path)), str(path))
     else:
@@ -166,13 +174,19 @@ def _parsed(text: str, place: str) -> Any:
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise one(DataError, "BC001", f"not valid JSON at {where}", "correct the file", place=place) from error
+    except RecursionError:
+        raise one(DataError, "BC001", "the JSON is nested too deeply", "flatten it", place=place) from None
+    except ValueError as error:  # a number of more digits than Python converts
+        raise one(DataError, "BC001", f"not valid JSON: {error}", "correct the file", place=place) from error
 
 
 def _strings(value: Any, place: str) -> Iterator[str]:
-    if isinstance(value, str):
-        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-            raise one(DataError, "BC020", "a lone surrogate in a text", "remove it", place=place)
-        yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings(item, place)
+    waiting = [value]  # no recursion: what the parser's stack has held may be too deep for ours
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+                raise one(DataError, "BC020", "a lone surrogate in a text", "remove it", place=place)
+            yield value
+        elif isinstance(value, dict | list):
+            waiting += reversed(value.values() if isinstance(value, dict) else value)

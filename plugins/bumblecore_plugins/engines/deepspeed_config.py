@@ -2,83 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bumblecore_core import ConfigError, EngineContext, one
-from bumblecore_core.toolkit.regular_files import require_regular
+from bumblecore_core import ConfigError, EngineContext, Problem, one
 from bumblecore_plugins.engines import DeepSpeedOptions
+from bumblecore_plugins.engines.deepspeed_file import FIELD, NVME, OFFLOADS
 from bumblecore_plugins.engines.precision import NAMES
 
-AUTO, NVME = "auto", "nvme"
 DEFAULT_STAGE = 2
 LARGEST_BUCKET = 500_000_000
 SWAPPED_GROUP = 100_000_000
-ELSEWHERE = {
-    "optimizer": "optimizer",
-    "scheduler": "scheduler",
-    "tensorboard": "loggers",
-    "wandb": "loggers",
-    "csv_monitor": "loggers",
-    "amp": "model.dtype",
-    "data_types": "train.float32_gradients",
-    "communication_data_type": "train.float32_gradients",
-    "steps_per_print": "train.logging_steps",
-    "prescale_gradients": "train.average_tokens_across_devices",
-    "gradient_predivide_factor": "train.average_tokens_across_devices",
-}
-"""What a DeepSpeed file may not say, since a run's configuration has its own place for it."""
-SECTIONS = ("zero_optimization", "bf16", "fp16")
-OFFLOADS = ("offload_optimizer", "offload_param")
-FIELD = "engine.config_file"
-
-
-def read_config_file(path: str | None) -> dict[str, Any]:
-    """The user's DeepSpeed JSON without its "auto" values; empty without a file. Raises `ConfigError` BC039, BC061."""
-    if path is None:
-        return {}
-    file = Path(path).expanduser()
-    require_regular(file, ConfigError, field=FIELD)
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        problem = f"the DeepSpeed file cannot be read: {error.strerror or error}"
-        raise one(ConfigError, "BC061", problem, "Check the path", place=str(file), field=FIELD) from None
-    except ValueError as error:
-        problem = f"the DeepSpeed file is not JSON: {error}"
-        raise one(ConfigError, "BC039", problem, "Mend the file", place=str(file), field=FIELD) from None
-    if not isinstance(found, dict):
-        raise one(ConfigError, "BC039", "the DeepSpeed file holds no object", "Mend it", place=str(file), field=FIELD)
-    plain: dict[str, Any] = _without_auto(found)
-    for key, place in ELSEWHERE.items():
-        if key in plain:
-            fix = f"Remove it there, and choose with `{place}` in the run's configuration"
-            raise _wrong(file, f"the DeepSpeed file has '{key}', which this run does not read from there", fix)
-    for section in SECTIONS:
-        if not isinstance(plain.get(section, {}), dict):
-            raise _wrong(file, f"in the DeepSpeed file '{section}' is {plain[section]!r}, not an object", "Mend it")
-    zero = plain.get("zero_optimization", {})
-    if zero.get("stage", 0) not in range(4) or isinstance(zero.get("stage"), bool):
-        stage = f"in the DeepSpeed file zero_optimization.stage is {zero['stage']!r}"
-        raise _wrong(file, stage, "Set it to 0, 1, 2 or 3")
-    for name in OFFLOADS:
-        if zero.get(name) is None:
-            zero.pop(name, None)
-        elif not isinstance(zero[name], dict) or zero[name].get("device", "none") not in ("none", "cpu", NVME):
-            offload = f"in the DeepSpeed file {name} is {zero[name]!r}: its device can be cpu or nvme"
-            raise _wrong(file, offload, f'Set it to {{"device": "cpu"}}, or remove {name}')
-    return plain
 
 
 def zero_stage(options: DeepSpeedOptions, given: Mapping[str, Any]) -> int:
     """The ZeRO stage of the options, else the file's, else 2. Raises `ConfigError` BC039 where both differ."""
     of_file = given.get("zero_optimization", {}).get("stage")
     if options.zero_stage is not None and of_file is not None and options.zero_stage != of_file:
-        raise _conflict("zero_optimization.stage", of_file, "engine.zero_stage", options.zero_stage)
+        raise ConfigError([_conflict("zero_optimization.stage", of_file, "engine.zero_stage", options.zero_stage)])
     found = options.zero_stage if options.zero_stage is not None else of_file
     return DEFAULT_STAGE if found is None else int(found)
 
@@ -100,13 +45,13 @@ def nvme_directory(options: DeepSpeedOptions, given: Mapping[str, Any]) -> Path 
     found = options.nvme_path
     for path in (zero.get(name, {}).get("nvme_path") for name in users):
         if path is not None and found is not None and path != found:
-            raise _conflict("nvme_path", path, "engine.nvme_path", found)
+            raise ConfigError([_conflict("nvme_path", path, "engine.nvme_path", found)])
         found = path if found is None else found
     if found is None:
         fix = "Set it to a directory on a fast local disk"
         raise one(ConfigError, "BC039", "offload to nvme needs a place", fix, field="engine.nvme_path")
-    directory = Path(found).expanduser()
-    if not directory.is_dir():
+    directory = Path(os.path.expanduser(found))
+    if not os.path.isdir(directory):
         problem = "the directory for offload to nvme does not exist"
         raise one(ConfigError, "BC061", problem, "Create it", place=str(directory), field="engine.nvme_path")
     return directory
@@ -162,11 +107,13 @@ def make_config(
     """
     stage, half = zero_stage(options, given), dtype != torch.float32
     micro, accumulation = context.micro_batch_size, context.gradient_accumulation_steps
-    _check_batch(given, micro, accumulation, world_size, str(options.config_file))
-    _agree(given, ("gradient_clipping",), context.max_grad_norm or 0.0, "train.max_grad_norm")
+    conflicts = _batch_problems(given, micro, accumulation, world_size, str(options.config_file))
+    conflicts += _differing(given, ("gradient_clipping",), context.max_grad_norm or 0.0, "train.max_grad_norm")
     for name in ("bf16", "fp16"):
         enabled = dtype == getattr(torch, {"bf16": "bfloat16", "fp16": "float16"}[name])
-        _agree(given, (name, "enabled"), enabled, f"model.dtype ({NAMES[dtype]})")
+        conflicts += _differing(given, (name, "enabled"), enabled, f"model.dtype ({NAMES[dtype]})")
+    if conflicts:
+        raise ConfigError(conflicts)
     zero: dict[str, Any] = {"overlap_comm": False, "contiguous_gradients": True}
     if stage == 3 and hidden_size:
         zero["reduce_bucket_size"] = hidden_size * hidden_size
@@ -190,11 +137,11 @@ def make_config(
     accumulated = "fp32" if context.float32_gradients or not half else NAMES[dtype]
     return {
         "steps_per_print": 1 << 40,  # the run's loggers speak
-        "zero_allow_untested_optimizer": True,  # every optimizer of the registry
-        "zero_force_ds_cpu_optimizer": False,
         "communication_data_type": accumulated,
         "data_types": {"grad_accum_dtype": accumulated if stage else NAMES[dtype]},
         **given,
+        "zero_allow_untested_optimizer": True,  # every optimizer of the registry
+        "zero_force_ds_cpu_optimizer": False,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,
         "train_batch_size": micro * accumulation * world_size,
@@ -215,42 +162,34 @@ def _check_stage(devices: Mapping[str, str], stage: int) -> None:
         raise one(ConfigError, "BC039", problem, fix, field=f"engine.{field}, engine.zero_stage")
 
 
-def _wrong(file: Path, problem: str, fix: str) -> Exception:
-    return one(ConfigError, "BC039", problem, fix, place=str(file), field=FIELD)
-
-
-def _check_batch(given: Mapping[str, Any], micro: int, accumulation: int, world_size: int, file: str) -> None:
+def _batch_problems(
+    given: Mapping[str, Any], micro: int, accumulation: int, world_size: int, file: str
+) -> list[Problem]:
     expected = {
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,
         "train_batch_size": micro * accumulation * world_size,
     }
     wrong = [f"{key} is {given[key]}" for key, value in expected.items() if key in given and given[key] != value]
-    if wrong:
-        problem = (
-            f"the DeepSpeed file {file} says that {' and '.join(wrong)}; the run has micro_batch_size {micro} × "
-            f"gradient_accumulation_steps {accumulation} × {world_size} processes = {micro * accumulation * world_size}"
-        )
-        fix = 'Remove these keys from the file (or set them to "auto"): the run\'s configuration says them'
-        raise one(ConfigError, "BC040", problem, fix, field=FIELD)
+    if not wrong:
+        return []
+    problem = (
+        f"the DeepSpeed file {file} says that {' and '.join(wrong)}; the run has micro_batch_size {micro} × "
+        f"gradient_accumulation_steps {accumulation} × {world_size} processes = {micro * accumulation * world_size}"
+    )
+    fix = 'Remove these keys from the file (or set them to "auto"): the run\'s configuration says them'
+    return [Problem(code="BC040", problem=problem, fix=fix, field=FIELD)]
 
 
-def _agree(given: Mapping[str, Any], keys: tuple[str, ...], value: Any, field: str) -> None:
+def _differing(given: Mapping[str, Any], keys: tuple[str, ...], value: Any, field: str) -> list[Problem]:
     found: Any = given
     for key in keys:
         if not isinstance(found, Mapping) or key not in found:
-            return
+            return []
         found = found[key]
-    if found != value:
-        raise _conflict(".".join(keys), found, field, value)
+    return [] if found == value else [_conflict(".".join(keys), found, field, value)]
 
 
-def _conflict(key: str, found: Any, field: str, value: Any) -> Exception:
+def _conflict(key: str, found: Any, field: str, value: Any) -> Problem:
     problem = f"the DeepSpeed file says {key}: {found}, the run says {field}: {value}"
-    return one(ConfigError, "BC039", problem, "Remove the key from the file, or make both agree", field=FIELD)
-
-
-def _without_auto(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_auto(item) for key, item in value.items() if item != AUTO}
-    return value
+    return Problem(code="BC039", problem=problem, fix="Remove the key from the file, or make both agree", field=FIELD)

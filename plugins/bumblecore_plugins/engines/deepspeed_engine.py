@@ -14,22 +14,21 @@ from bumblecore_core import Batch, ConfigError, EngineContext, ParameterGroup, S
 from bumblecore_core.toolkit.launch_environment import read_launch
 from bumblecore_plugins.engines import DeepSpeedOptions
 from bumblecore_plugins.engines.deepspeed_config import (
-    NVME,
-    OFFLOADS,
     left_device,
     make_config,
     nvme_directory,
-    read_config_file,
     sizes_of,
     spread_over_ranks,
     zero_stage,
 )
+from bumblecore_plugins.engines.deepspeed_file import NVME, OFFLOADS, read_config_file
 from bumblecore_plugins.engines.deepspeed_library import (
     TensorsOut,
-    check_zero_section,
+    check_with_deepspeed,
     enter_environment,
     frozen_shards,
     load_deepspeed,
+    refusals,
     same_buffers,
     silent,
     untouched,
@@ -79,7 +78,8 @@ class DeepSpeedEngine:
             problem = "the engine deepspeed keeps float32 masters of half-precision weights"
             fix = "Set model.master_weights to true, or choose the engine torch"
             raise one(ConfigError, "BC039", problem, fix, field="model.master_weights, engine")
-        self._given = read_config_file(options.config_file)
+        self._warnings: list[str] = []
+        self._given = read_config_file(options.config_file, self._warnings.append)
         self._stage = zero_stage(options, self._given)
         self._nvme, self._swap = nvme_directory(options, self._given), None
         self._zero_section = self._make_config()["zero_optimization"]
@@ -88,8 +88,7 @@ class DeepSpeedEngine:
         self.sharded = spread_over_ranks(self._stage)
         self.elsewhere = left_device(self._zero_section, self.device)
         os.environ.setdefault("DS_ACCELERATOR", self.device.type)
-        if self._given:
-            check_zero_section(self._zero_section)
+        check_with_deepspeed(self._make_config(), self._given)
         join(launch, self.device, options.timeout_seconds, alone=True)
         self._leave_environment = enter_environment(launch)
         if self._nvme is not None:
@@ -111,7 +110,7 @@ class DeepSpeedEngine:
         for name, what in zip(OFFLOADS, ("optimizer state", "weights"), strict=True):
             if (device := self._zero_section.get(name, {}).get("device", "none")) != "none":
                 lines.append((f"offload of {what}", f"to {self._nvme if device == NVME else 'the memory of the cpu'}"))
-        return lines
+        return [*lines, *(("warning", line) for line in self._warnings)]
 
     def prepare(
         self,
@@ -133,7 +132,7 @@ class DeepSpeedEngine:
         masters = place(self._module, names, config=config, **self._where())
         self._optimizer = make_optimizer(groups)
         self._check_optimizer()
-        with silent(), untouched(self._optimizer), same_buffers(model):  # it prints what memory is in use
+        with silent(), refusals(self._given), untouched(self._optimizer), same_buffers(model):
             self._engine, self._zero, _, _ = deepspeed.initialize(
                 model=self._module, optimizer=self._optimizer, config=config, dist_init_required=False
             )

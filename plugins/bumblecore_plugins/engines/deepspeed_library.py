@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from bumblecore_core import ConfigError, one
+from bumblecore_core import ConfigError, Problem, did_you_mean
 from bumblecore_core.toolkit.launch_environment import Launch
+from bumblecore_core.toolkit.library_errors import library_message
+from bumblecore_plugins.engines.deepspeed_file import FIELD
 from bumblecore_plugins.engines.distributed import limit_groups
 
 
@@ -33,17 +35,69 @@ def load_deepspeed() -> Any:
     return deepspeed
 
 
-def check_zero_section(zero: Mapping[str, Any]) -> None:
-    """Has DeepSpeed look at a `zero_optimization` section. Raises `ConfigError` BC039 for what it does not know."""
+def check_with_deepspeed(config: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Has DeepSpeed look at a configuration, with settings `given` by a file, before anything is loaded. Raises
+    `ConfigError` BC039 for all that it does not take, with the nearest name for a key that it does not know."""
+    if not given:  # our own settings need no look, which takes seconds
+        return
     with silent():
+        from deepspeed.comm.config import CommsLoggerConfig
+        from deepspeed.runtime.config import DeepSpeedConfig
+        from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
         from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+        models = {"zero_optimization": DeepSpeedZeroConfig, "bf16": DeepSpeedBF16Config, "fp16": DeepSpeedFP16Config}
+        models["comms_logger"] = CommsLoggerConfig
+        problems = [
+            problem
+            for section, model in models.items()
+            for problem in _section_problems(section, model, config.get(section, {}))
+        ]
+        if not problems:
+            # The number of processes, from which it computes the batch size, is known to it only once they are joined.
+            alone = {key: value for key, value in config.items() if key != "train_batch_size"}
+            try:
+                DeepSpeedConfig(alone)
+            except Exception as error:
+                problems = [_refused(f"DeepSpeed does not take the configuration: {library_message(error)}")]
+    if problems:
+        raise ConfigError(problems)
+
+
+@contextmanager
+def refusals(given: Mapping[str, Any]) -> Iterator[None]:
+    """Turns what DeepSpeed raises when it is made with the settings `given` by a file into `ConfigError` BC039: some of
+    them it looks at only then."""
     try:
-        DeepSpeedZeroConfig(**zero)
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, AssertionError, NotImplementedError) as error:
+        if not given:
+            raise
+        raise ConfigError([_refused(f"DeepSpeed does not take the configuration: {library_message(error)}")]) from error
+
+
+def _section_problems(section: str, model: Any, values: Mapping[str, Any]) -> list[Problem]:
+    try:
+        model(**values)
     except ValidationError as error:
-        wrong = error.errors()[0]
-        where = ".".join(["zero_optimization", *map(str, wrong["loc"])])
-        problem = f"the DeepSpeed file's {where} is not what DeepSpeed takes: {wrong['msg']}"
-        raise one(ConfigError, "BC039", problem, "Mend it there", field="engine.config_file") from None
+        return [_refused(_wrong_value(section, model, found)) for found in error.errors()]
+    except Exception as error:
+        return [_refused(f"DeepSpeed does not take the section {section}: {library_message(error)}")]
+    return []
+
+
+def _wrong_value(section: str, model: Any, found: Any) -> str:
+    where = ".".join([section, *map(str, found["loc"])])
+    if found["type"] != "extra_forbidden":
+        return f"the DeepSpeed file's {where} is not what DeepSpeed takes: {found['msg']}"
+    fields = model.model_fields if len(found["loc"]) == 1 else {}
+    names = [name for key, field in fields.items() for name in (key, field.alias) if name]
+    hint = did_you_mean(str(found["loc"][-1]), names)
+    return f"the DeepSpeed file has an unknown key, {where}" + (f"; {hint}" if hint.startswith("did") else "")
+
+
+def _refused(problem: str) -> Problem:
+    return Problem(code="BC039", problem=problem, fix="Correct the file", field=FIELD)
 
 
 @contextmanager
