@@ -178,7 +178,7 @@ CODES: dict[str, str] = {
     "BC057": "the loss is not finite",
     "BC058": "a misspelt hook",
     "BC059": "a plugin for another hook API version",
-    "BC060": "a plugin raised",
+    "BC060": "a plugin raised, or built or returned what its contract forbids",
     "BC061": "an input file is missing or unreadable",
     "BC062": "a data format cannot be told",
     "BC063": "data of a kind that the stage does not read",
@@ -199,4 +199,6 @@ CODES: dict[str, str] = {
     "BC076": "a data file changed while it was read",
     "BC077": "the metric history of a run is damaged",
     "BC078": "a worker process died",
+    "BC081": "a learning rate is not finite or is negative",
+    "BC082": "a loss is a mean where a sum is wanted, or its count does not add up",
 }

@@ -95,6 +95,20 @@ class LazyGroup(click.Group):
             raise app_of(ctx).registry().missing("commands", args[0], also=CORE_COMMANDS)
         return super().resolve_command(ctx, args) if command is None else (args[0], command, args[1:])
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command. What a plugin's command raises beyond click's own exceptions names the plugin (BC060)."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            from bumblecore_core.run.blame import Plugin, passes, raised
+
+            name = ctx.invoked_subcommand
+            if name is None or name in CORE_COMMANDS or passes(error):
+                raise
+            raise raised(Plugin.of(app_of(ctx).registry().get("commands", name)), error) from error
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Names and summaries from the table and the records: no command is imported for help."""
         with formatter.section("Commands"):

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -51,7 +52,7 @@ def verify_resume(
     from bumblecore_core.config.resolve import load_run
 
     app = app_of(ctx)
-    load_run(config, overrides, app.registry())
+    resolved = load_run(config, overrides, app.registry())
     save_at = save_at or steps // 2
     if save_at >= steps:
         raise click.BadParameter("it must be less than --steps, or nothing is left to resume", param_hint="--save-at")
@@ -60,7 +61,8 @@ def verify_resume(
     with tempfile.TemporaryDirectory(prefix="bumble-verify-resume-") as scratch:
         place = Path(keep or scratch)
         place.mkdir(parents=True, exist_ok=True)
-        launch = _Launch(config, [*overrides, *_settings(steps, save_at)], app.switches, processes, place)
+        settings = [*overrides, *_settings(steps, save_at), *_shortened(resolved.scheduler.options, steps)]
+        launch = _Launch(config, settings, app.switches, processes, place)
         differences = _compare(launch, steps, save_at)
     if differences:
         echo(f"NOT the same after resuming ({len(differences)} differences):")
@@ -92,6 +94,12 @@ def _settings(steps: int, save_at: int) -> list[str]:
         "checkpoint.save_last=true",
         "checkpoint.resume=auto",
     ]
+
+
+def _shortened(options: Any, steps: int) -> list[str]:
+    """The schedule's phases that a run of so few steps has no room for, each as half of it."""
+    counts = {name: getattr(options, name, None) for name in ("warmup_steps", "num_decay_steps")}
+    return [f"scheduler.{name}={steps // 2}" for name, count in counts.items() if count and count > steps // 2]
 
 
 class _Launch:

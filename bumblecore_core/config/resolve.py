@@ -123,6 +123,7 @@ def _select(
         raise
     except Exception as error:
         problem = f"checking the options of '{record.name}' raised {type(error).__name__}"
+        problem += f" (module {record.options.__module__})"
         raise one(PluginError, "BC060", problem, "Report this to the plugin's author") from error
 
 

@@ -41,12 +41,17 @@ class Stage(Protocol):
 
     `columns` names the ragged int32 columns that every example of this stage carries.
 
-    Three more attributes are optional. `reference: Reference | None`, with a method
+    Four more attributes are optional. `reference: Reference | None`, with a method
     `reference_step(*, policy, batch) -> dict[str, Tensor]` that gives each of its columns as (P,) figures of the
     batch's rows: the core computes them once for every example, keeps them on disk, and hands them to `collate` in each
     example as (1,) arrays; they are left out where the loss needs no reference. `shares_prefixes = True`: its batches
-    have `shared_prefixes`. `least_rows`: how many rows a micro-batch must be set to hold; the core refuses a smaller
-    `train.micro_batch_size` (BC039), unless packing makes several rows one.
+    have `shared_prefixes`. `least_rows`: how many rows an optimizer step must be set to hold; the core refuses fewer
+    (BC039), unless packing makes several rows one. `statistics: tuple[str, ...]`, with a method
+    `statistics_step(*, policy, batch) -> dict[str, Tensor]` that gives a scalar for each of these names, a sum over the
+    batch's rows: before a step's first forward pass with a gradient, the core calls it without gradients for each of
+    the step's micro-batches, adds its results up over these and all ranks, and puts the sums among the `extras` of each
+    batch, as float64 scalars under the same names. In an evaluation they are sums over all of its rows. So a loss can
+    compare with a figure of the step, and does not depend on how rows are dealt to micro-batches.
     """
 
     columns: tuple[str, ...]

@@ -63,8 +63,7 @@ class Registry:
         self, kind: str, name: str, *, place: str = "", field: str = "", also: Iterable[str] = ()
     ) -> PluginError:
         """The error for a name that no plugin provides; `also`: further names that the caller knows."""
-        failed = [info for info in self.plugins if info.status in ("failed", "refused")]
-        guilty = [info for info in failed if may_provide(info, name)]
+        guilty = [info for info in self._failed() if may_provide(info, name)]
         if guilty:
             return PluginError([_from_failed(info, kind, name, place, field) for info in guilty])
         hint = did_you_mean(name, [*self.names(kind), *also])
@@ -75,11 +74,17 @@ class Registry:
             fix += f" (switched off: {', '.join(off)})"
         if not any(info.builtin for info in self.plugins):
             fix = "BumbleCore itself is not installed here: `pip install` it (from a checkout: `pip install -e .`)"
-        if failed:
-            fix += "; these plugins failed: " + ", ".join(
-                f"'{info.name}' of {info.origin}: {info.error}" for info in failed
-            )
+        fix += self.failures
         return PluginError([Problem(code="BC056", place=place, field=field, problem=problem, fix=fix)])
+
+    @property
+    def failures(self) -> str:
+        """What a message about something missing adds: the plugins that could not be loaded, and why; often empty."""
+        named = ", ".join(f"'{info.name}' of {info.origin}: {info.error}" for info in self._failed())
+        return f"; these plugins failed: {named}" if named else ""
+
+    def _failed(self) -> list[PluginInfo]:
+        return [info for info in self.plugins if info.status in ("failed", "refused")]
 
 
 def _from_failed(info: PluginInfo, kind: str, name: str, place: str, field: str) -> Problem:

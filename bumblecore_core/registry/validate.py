@@ -106,7 +106,7 @@ def result_problems(result: Any, hook: str, info: PluginInfo) -> list[Problem]:
     where = f"plugin '{info.name}' of {info.origin}"
     if not isinstance(result, (list, tuple)):
         fix = f"Return a list of {HOOKS[hook].__name__}"
-        return [_wrong(where, hook, "", f"the hook returned {_typename(result)}, not a list", fix)]
+        return [_wrong(where, hook, "", f"the hook returned {typename(result)}, not a list", fix)]
     return [
         problem
         for index, record in enumerate(result)
@@ -119,7 +119,7 @@ def record_problems(record: Any, hook: str = "", *, where: str = "record", index
     expected = HOOKS[hook] if hook else next((cls for cls in RECORDS if isinstance(record, cls)), Record)
     hook = hook or HOOK_OF_KIND.get(getattr(expected, "kind", ""), "")
     if not isinstance(record, expected) or expected is Record:
-        problem = f"item {index} is {_typename(record)}, not {expected.__name__}"
+        problem = f"item {index} is {typename(record)}, not {expected.__name__}"
         return [_wrong(where, hook, f"[{index}]", problem, f"Return {expected.__name__} objects")]
     name = record.name if isinstance(record.name, str) else ""
     label = f"[{name or index}]"
@@ -193,7 +193,7 @@ def _check_detect(record: Record, value: Any) -> Complaints:
 def _called_with(value: Any, keywords: tuple[str, ...]) -> Complaints:
     call = f"({', '.join(f'{word}=…' for word in keywords)})"
     if not callable(value):
-        yield "", f"it is {_typename(value)}, not a callable", f"Give a function that is called as {call}"
+        yield "", f"it is {typename(value)}, not a callable", f"Give a function that is called as {call}"
     elif not _accepts(value, keywords):
         yield "", f"it cannot be called as {call}", "Take exactly these keyword parameters"
 
@@ -221,13 +221,15 @@ def _one_of(*allowed: str) -> Callable[[Record, Any], Complaints]:
 def _typed(expected: type) -> Callable[[Record, Any], Complaints]:
     def check(record: Record, value: Any) -> Complaints:
         if type(value) is not expected:
-            yield "", f"it is {_typename(value)}, not {expected.__name__}", f"Use a {expected.__name__}"
+            yield "", f"it is {typename(value)}, not {expected.__name__}", f"Use a {expected.__name__}"
 
     return check
 
 
-def _typename(value: Any) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
+def typename(value: Any) -> str:
+    """A value's type as messages name it."""
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
 
 
 FIELD_CHECKS: Mapping[str, Callable[[Any, Any], Complaints]] = {

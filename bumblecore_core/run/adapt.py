@@ -11,7 +11,6 @@ import torch
 from bumblecore_core.config.resolved import ResolvedRun
 from bumblecore_core.errors import ConfigError, one
 from bumblecore_core.protocols import Adapter
-from bumblecore_core.run.blame import blamed
 from bumblecore_core.toolkit.seeds import derive_seed
 
 
@@ -25,8 +24,7 @@ def require_trained_base(resolved: ResolvedRun) -> None:
 
 def adapted(resolved: ResolvedRun, adapter: Adapter, model: Any, *, base: Path, checkpoint: Path | None = None) -> Any:
     """`model`, loaded from `base`, with the adapter in it; random numbers come from a stream of the run's seed."""
-    assert resolved.adapter is not None
-    with blamed("adapters", resolved.adapter.name), torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(resolved.config.train.seed, "adapter"))
         return adapter.wrap(model=model, base=base, checkpoint=checkpoint)
 
@@ -35,8 +33,7 @@ def described(resolved: ResolvedRun, adapter: Adapter | None, model: Any) -> tup
     """(what the summary says of the run's adapter, warnings to show with it)."""
     if adapter is None or resolved.adapter is None:
         return "none (full fine-tuning)", ()
-    with blamed("adapters", resolved.adapter.name):
-        words, warnings = adapter.describe(model=model)
+    words, warnings = adapter.describe(model=model)
     return f"{resolved.adapter.name}: {words}", tuple(warnings)
 
 

@@ -9,25 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from bumblecore_core.config.resolved import ResolvedRun, Selected
+from bumblecore_core.config.resolved import ResolvedRun
 from bumblecore_core.errors import ConfigError, one
-from bumblecore_core.protocols import Adapter, Engine, EngineContext, Stage
-from bumblecore_core.records import AttentionRecord
+from bumblecore_core.protocols import Adapter, Engine, Stage
 from bumblecore_core.registry import PluginSwitches, Registry
 from bumblecore_core.run.adapt import adapted, described, lr_scales, require_trained_base
 from bumblecore_core.run.agree import on_all_ranks
 from bumblecore_core.run.attention import select_attention
-from bumblecore_core.run.blame import blamed
+from bumblecore_core.run.blame import Plugin, breach
+from bumblecore_core.run.build import attention_records, build, build_optimizer, build_scheduler, try_schedule
 from bumblecore_core.run.data.loader import collate
 from bumblecore_core.run.data.of_run import Shards, plan_of
 from bumblecore_core.run.data.plan import BatchPlan, MicroBatch
 from bumblecore_core.run.data.prepare import split_eval
 from bumblecore_core.run.groups import parameter_groups
+from bumblecore_core.run.guarded import guarded_stage
 from bumblecore_core.run.memory import Placement, placement_of
 from bumblecore_core.run.model import build_model, check_positions, check_vocabulary, load_config
 from bumblecore_core.run.module import TrainModule
@@ -75,27 +76,6 @@ class Assembled:
     warnings: tuple[str, ...] = ()
 
 
-def build(selected: Selected[Any], **given: Any) -> Any:
-    """What the chosen record builds; an exception in there names the plugin (`PluginError` BC060)."""
-    with blamed(selected.record.kind, selected.name):
-        return selected.record.build(options=selected.options, **given)
-
-
-def build_engine(resolved: ResolvedRun) -> Engine:
-    """The engine comes first: a device or dtype that is not there must be said before anything is read."""
-    config = resolved.config
-    context = EngineContext(
-        dtype=config.model.dtype,
-        master_weights=config.model.master_weights,
-        float32_gradients=config.train.float32_gradients,
-        max_grad_norm=config.train.max_grad_norm,
-        gradient_accumulation_steps=config.train.gradient_accumulation_steps,
-        micro_batch_size=config.train.micro_batch_size,
-    )
-    engine: Engine = build(resolved.engine, context=context)
-    return engine
-
-
 def prepare(
     resolved: ResolvedRun,
     registry: Registry,
@@ -127,7 +107,7 @@ def prepare(
     tokenizer = factory.tokenizer()
     check_vocabulary(model_config, tokenizer, model_dir)
     stage = factory.stage(resolved.stage.record, tokenizer)
-    _require_rows(resolved, stage)
+    _require_rows(resolved, stage, world_size)
     fingerprint = tokenizer_fingerprint(tokenizer)
     shards = Shards(resolved, registry, stage, factory, fingerprint, progress, since)
     store = shards.store(config.data.path, resolved.formats, "data.path")
@@ -141,19 +121,22 @@ def prepare(
         if times is not None and not made.report.reused:
             times.add("stages", resolved.stage.name, "encode, with reading", made.report.seconds)
     longest = max(store.longest_sequence(), eval_store.longest_sequence())
+    plan = plan_of(resolved, store, rows, world_size)
+    warnings = (*check_positions(model_config, longest), *try_schedule(resolved, plan.total_steps))
+    plugin, vocabulary = Plugin.of(resolved.stage.record), getattr(model_config.get_text_config(), "vocab_size", None)
     return Prepared(
         resolved=resolved,
         model_dir=model_dir,
         model_config=model_config,
         tokenizer=tokenizer,
         tokenizer_fingerprint=fingerprint,
-        stage=timed(times, "stages", resolved.stage.name, stage),
+        stage=timed(times, "stages", resolved.stage.name, guarded_stage(stage, plugin, vocabulary)),
         store=store,
         rows=rows,
-        plan=plan_of(resolved, store, rows, world_size),
+        plan=plan,
         eval_store=eval_store,
         eval_plan=plan_of(resolved, eval_store, eval_rows, world_size, evaluation=True) if len(eval_rows) else None,
-        warnings=(*_rebuilt(store, eval_store), *check_positions(model_config, longest)),
+        warnings=(*_rebuilt(store, eval_store), *warnings),
     )
 
 
@@ -177,19 +160,31 @@ def assemble(
     module = TrainModule(
         model=model,
         stage=prepared.stage,
-        stage_name=resolved.stage.name,
+        stage_plugin=Plugin.of(resolved.stage.record),
         loss=loss,
-        loss_name=resolved.loss.name,
+        loss_plugin=Plugin.of(resolved.loss.record),
+        make_loss=lambda: build(resolved.loss),
         used_outside=head_parameters(model),
     )
+    made: dict[str, Any] = {}
+
+    def make_optimizer(groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
+        optimizer = made["optimizer"] = build_optimizer(resolved, groups, times)
+        return optimizer
+
+    def make_scheduler(optimizer: torch.optim.Optimizer) -> Any:
+        made["scheduler"] = build_scheduler(resolved, optimizer, prepared.plan.total_steps)
+        return made["scheduler"]
+
     engine.prepare(
         module=module,
         groups=parameter_groups(model, lr_scales(adapter)),
-        make_optimizer=lambda groups: _optimizer(resolved, groups, times),
-        make_scheduler=lambda optimizer: build(
-            resolved.scheduler, optimizer=optimizer, total_steps=prepared.plan.total_steps
-        ),
+        make_optimizer=make_optimizer,
+        make_scheduler=make_scheduler,
     )
+    if len(made) < 2:
+        wants = "`prepare` calls make_optimizer, then make_scheduler"
+        raise breach(Plugin.of(resolved.engine.record), "prepared a run without an optimizer or a schedule", wants)
     share = bool(getattr(prepared.stage, "shares_prefixes", False))
     single_document = config.train.micro_batch_size == 1 and not config.data.packing and not share
     module.policy = engine.call(lambda: make_policy(model, single_document=single_document, share_prefixes=share))
@@ -244,20 +239,16 @@ def _rebuilt(store: TokenStore, eval_store: TokenStore) -> list[str]:
     return [f"{line} ({eval_store.directory})" for line in lines if line.startswith("BC075")]
 
 
-def _require_rows(resolved: ResolvedRun, stage: Stage) -> None:
-    """Raises `ConfigError` BC039 where micro-batches hold fewer rows than the stage needs."""
+def _require_rows(resolved: ResolvedRun, stage: Stage, world_size: int) -> None:
+    """Raises `ConfigError` BC039 where optimizer steps hold fewer rows than the stage needs."""
     config, least = resolved.config, getattr(stage, "least_rows", 1)
-    if config.train.micro_batch_size < least and not config.data.packing:
-        problem = f"the stage '{resolved.stage.name}' with these options needs {least} rows or more in a micro-batch"
-        fix = f"Set it to {least} or more, or change the stage's options"
+    rows = config.train.micro_batch_size * config.train.gradient_accumulation_steps * world_size
+    if rows < least and not config.data.packing:
+        problem = (
+            f"the stage '{resolved.stage.name}' with these options needs {least} rows or more in an optimizer step"
+        )
+        fix = f"Raise it, or train.gradient_accumulation_steps, to {least} or more, or change the stage's options"
         raise one(ConfigError, "BC039", problem, fix, field="train.micro_batch_size")
-
-
-def _optimizer(
-    resolved: ResolvedRun, groups: Sequence[ParameterGroup], times: PluginTimes | None
-) -> torch.optim.Optimizer:
-    optimizer: torch.optim.Optimizer = build(resolved.optimizer, groups=groups)
-    return optimizer if times is None else times.watch(resolved.optimizer.name, optimizer)
 
 
 def load_start_model(prepared: Prepared, directory: Path, *, attention: str, with_adapter: bool, skeleton: bool) -> Any:
@@ -283,11 +274,6 @@ def chosen_attention(prepared: Prepared, registry: Registry, engine: Engine) -> 
     """(implementation's name for transformers, lines for the summary) of what the config asks for on this device."""
     name = prepared.resolved.config.model.attention
     return select_attention(attention_records(registry), name, device=engine.device, dtype=engine.dtype)
-
-
-def attention_records(registry: Registry) -> list[AttentionRecord]:
-    """Every attention implementation that is installed."""
-    return [cast(AttentionRecord, provided.record) for provided in registry.all("attentions")]
 
 
 def evaluation_batches(prepared: Prepared, rank: int) -> Callable[[], Iterator[tuple[MicroBatch, Batch]]] | None:

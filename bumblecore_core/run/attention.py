@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import TYPE_CHECKING, Any
 
 from bumblecore_core.errors import ConfigError, PluginError, did_you_mean, one
 from bumblecore_core.records import AttentionRecord
+from bumblecore_core.registry.validate import typename
+from bumblecore_core.run.blame import Plugin, blamed, breach, passes, raised
+from bumblecore_core.run.built import check_attention, check_unsupported
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +29,10 @@ def select_attention(
     """
     lines: list[str] = []
     for record in _candidates(records, name):
-        reason = record.unsupported(device=device, dtype=dtype)
+        plugin = Plugin.of(record)
+        with blamed(plugin):
+            reason = record.unsupported(device=device, dtype=dtype)
+        check_unsupported(plugin, reason)
         if reason is None:
             return _register(record), [record.name, *lines]
         lines.append(f"not {record.name}: {reason}")
@@ -53,13 +60,51 @@ def _candidates(records: Sequence[AttentionRecord], name: str) -> list[Attention
 
 
 def _register(record: AttentionRecord) -> str:
-    functions = record.load()
+    plugin = Plugin.of(record)
+    with blamed(plugin):
+        functions = record.load()
+    check_attention(plugin, functions)
     if functions.forward is None:
         return record.name
     from transformers import AttentionInterface, AttentionMaskInterface
 
     name = PREFIX + record.name
-    AttentionInterface.register(name, functions.forward)
+    AttentionInterface.register(name, _checked(functions.forward, plugin))
     if functions.mask is not None:
-        AttentionMaskInterface.register(name, functions.mask)
+        AttentionMaskInterface.register(name, _naming(functions.mask, plugin))
     return name
+
+
+def _naming(function: Callable[..., Any], plugin: Plugin) -> Callable[..., Any]:
+    """`function`, which names the plugin where it raises: otherwise the stage that runs the model would be named."""
+
+    @wraps(function)
+    def named(*args: Any, **kwargs: Any) -> Any:
+        try:  # not `blamed`: this is called in each layer
+            return function(*args, **kwargs)
+        except (Exception, SystemExit) as error:
+            if passes(error):
+                raise
+            raise raised(plugin, error) from error
+
+    return named
+
+
+def _checked(forward: Callable[..., Any], plugin: Plugin) -> Callable[..., Any]:
+    """An attention's `forward`, which names the plugin where it raises or returns the wrong thing."""
+    named, fresh = _naming(forward, plugin), True
+
+    @wraps(forward)
+    def attention(module: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal fresh
+        result = named(module, query, *args, **kwargs)
+        if fresh:  # the first layer of the probe before training tells
+            fresh = False
+            batch, heads, tokens = query.shape[:3]
+            output = result[0] if isinstance(result, tuple) and result else None
+            if getattr(output, "shape", ())[:3] != (batch, tokens, heads):
+                wants = "It returns (output, weights or None), the output of shape (batch, tokens, heads, width)"
+                raise breach(plugin, f"returned {typename(result)} for a query of shape {tuple(query.shape)}", wants)
+        return result
+
+    return attention

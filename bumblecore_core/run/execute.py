@@ -15,15 +15,9 @@ from bumblecore_core.protocols import Engine
 from bumblecore_core.registry import PluginSwitches, Registry
 from bumblecore_core.run import output_dir
 from bumblecore_core.run.agree import on_all_ranks
-from bumblecore_core.run.assemble import (
-    Assembled,
-    Prepared,
-    assemble,
-    build,
-    build_engine,
-    evaluation_batches,
-    prepare,
-)
+from bumblecore_core.run.assemble import Assembled, Prepared, assemble, evaluation_batches, prepare
+from bumblecore_core.run.blame import Plugin, RunPlugins
+from bumblecore_core.run.build import build, build_engine
 from bumblecore_core.run.checkpoint.final import save_final
 from bumblecore_core.run.checkpoint.folder import FINAL
 from bumblecore_core.run.checkpoint.history import HistoryFile, resume_history
@@ -40,12 +34,14 @@ from bumblecore_core.run.interrupts import EarlyInterrupts, Interrupts, Stopped
 from bumblecore_core.run.lock import make_lock
 from bumblecore_core.run.loggers import Loggers
 from bumblecore_core.run.loop import LoopOptions, train
+from bumblecore_core.run.not_finite import cause_in
 from bumblecore_core.run.overwrite import discard, restored_unless_replaced, set_aside
 from bumblecore_core.run.profiling import PluginTimes, timed
 from bumblecore_core.run.progress import Progress
 from bumblecore_core.run.rank_comparison import compared_config, compared_contents, require_same, require_shared
 from bumblecore_core.run.reference import Wanted, ask_before_training, ask_what_is_trained, wanted_reference
 from bumblecore_core.run.speed import Speed, speed_of
+from bumblecore_core.run.statistics import statistics_of
 from bumblecore_core.values import RunInfo, RunResult, StepEvent
 
 T = TypeVar("T")
@@ -75,7 +71,7 @@ def execute(
     `times` collects what plugins took. Raises `BumbleError` for whatever is wrong."""
     directory = Path(resolved.config.output_dir)
     since = time.time()  # before all processes meet: what one of them verifies later is verified for this run
-    engine = timed(times, "engines", resolved.engine.name, build_engine(resolved))
+    engine = timed(times, "engines", resolved.engine.name, build_engine(resolved, registry))
     try:
         require_same(engine, compared_config(resolved, engine, overwrite=overwrite))
         on_all_ranks(engine, lambda: _ready(engine, directory), "opening the output directory")
@@ -184,7 +180,7 @@ def _run(
         )
         train_started = time.perf_counter()
         try:
-            _train(prepared, engine, loggers, progress, saver, speed, replace_if_trained)
+            _train(prepared, assembled, engine, loggers, progress, saver, speed, replace_if_trained)
             saver.finish()
             if config.checkpoint.save_last:
                 final = save_final(parts, engine, loggers, directory / FINAL, step=progress.step, lock=lock)
@@ -222,7 +218,7 @@ def _run(
 
 def _loggers(resolved: ResolvedRun, engine: Engine, times: PluginTimes | None) -> Loggers:
     chosen = resolved.loggers if engine.rank == 0 else ()
-    return Loggers([(one.name, timed(times, "loggers", one.name, build(one))) for one in chosen])
+    return Loggers([(Plugin.of(one.record), timed(times, "loggers", one.name, build(one))) for one in chosen])
 
 
 def _parts(prepared: Prepared, assembled: Assembled) -> ModelParts:
@@ -236,6 +232,7 @@ def _parts(prepared: Prepared, assembled: Assembled) -> ModelParts:
 
 def _train(
     prepared: Prepared,
+    assembled: Assembled,
     engine: Engine,
     loggers: Loggers,
     progress: Progress,
@@ -254,6 +251,10 @@ def _train(
         max_skipped_steps=config.train.max_skipped_steps,
         locate=prepared.store.locate,
         speed=speed,
+        plugins=RunPlugins.of(prepared.resolved),
+        module=assembled.module,
+        statistics=statistics_of(engine, assembled.module),
+        explain=lambda window, rates: cause_in(prepared, assembled, engine, window, rates),
     )
     windows = rank_windows(
         store=prepared.store,

@@ -105,10 +105,15 @@ def disk_errors(directory: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # safetensors and tokenizers write in Rust and give the system's error as text, in exceptions of their own
-        if not isinstance(error, OSError | SafetensorError) and "(os error " not in str(error):
+        if not is_disk_error(error):
             raise
         full = getattr(error, "errno", None) in FULL or any(f"(os error {number})" in str(error) for number in FULL)
         fix = "Free some space and run again" if full else "Check the disk and the directory's permissions"
         code = "BC045" if full else "BC042"
         raise one(RunError, code, f"saving failed: {error}", fix, place=str(directory)) from error
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Whether writing failed for the system's reasons, and not by a fault of the code that wrote."""
+    # safetensors and tokenizers write in Rust and give the system's error as text, in exceptions of their own
+    return isinstance(error, OSError | SafetensorError) or "(os error " in str(error)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bumblecore_core.protocols import Logger
+from bumblecore_core.registry.collect import one_line
+from bumblecore_core.run.blame import Plugin, place_of
 from bumblecore_core.run.console import say
 from bumblecore_core.values import RunInfo, RunResult, StepEvent
 
@@ -15,8 +16,8 @@ from bumblecore_core.values import RunInfo, RunResult, StepEvent
 class Loggers:
     """The loggers of one run on rank 0 (an empty list on every other rank)."""
 
-    def __init__(self, named: Sequence[tuple[str, Logger]]) -> None:
-        self._alive: list[tuple[str, Logger]] = list(named)
+    def __init__(self, named: Sequence[tuple[Plugin, Logger]]) -> None:
+        self._alive: list[tuple[Plugin, Logger]] = list(named)
 
     def start(self, info: RunInfo) -> None:
         """Tells each logger what is about to run."""
@@ -36,12 +37,12 @@ class Loggers:
 
     def _each(self, call: Callable[[Logger], Any]) -> None:
         for entry in list(self._alive):
+            plugin, logger = entry
             try:
-                call(entry[1])
-            except Exception as error:
+                call(logger)
+            except (Exception, SystemExit) as error:
                 self._alive.remove(entry)
-                where = traceback.extract_tb(error.__traceback__)[-1]
                 say(
-                    f"warning: BC060 logger '{entry[0]}' raised {type(error).__name__}: {error} "
-                    f"({where.filename}:{where.lineno}); it is dropped, training goes on."
+                    f"warning: BC060 logger '{plugin.name}' raised {one_line(error)} ({place_of(error)}, module "
+                    f"{plugin.module}); it is dropped, training continues."
                 )

@@ -10,15 +10,20 @@ from typing import Literal
 
 from bumblecore_core.errors import Problem, RunError
 from bumblecore_core.protocols import Engine
+from bumblecore_core.run.blame import RunPlugins
 from bumblecore_core.run.checkpoint.saver import VOTES, Saver
 from bumblecore_core.run.console import say
 from bumblecore_core.run.data.plan import MicroBatch, Window
 from bumblecore_core.run.loggers import Loggers
 from bumblecore_core.run.meter import Meter, Spent
 from bumblecore_core.run.metrics import WindowMetrics
+from bumblecore_core.run.module import TrainModule
+from bumblecore_core.run.not_finite import UNEXPLAINED, Cause
 from bumblecore_core.run.progress import Progress
+from bumblecore_core.run.schedule_check import bad_rate
 from bumblecore_core.run.slow_steps import SlowSteps
 from bumblecore_core.run.speed import Speed, peak_memory
+from bumblecore_core.run.statistics import Statistics, with_totals
 from bumblecore_core.values import Batch, StepEvent
 
 Micros = Iterator[tuple[MicroBatch, Batch]]
@@ -37,6 +42,14 @@ class LoopOptions:
     max_skipped_steps: int
     locate: Callable[[int], str]
     speed: Speed | None = None
+    plugins: RunPlugins | None = None
+    """Whom to name where a learning rate or metrics are wrong."""
+    module: TrainModule | None = None
+    """What the engine wraps; None where it wraps something else."""
+    statistics: Statistics | None = None
+    """What the stage sums over a step before it is computed."""
+    explain: Callable[[Window, Mapping[str, float]], Cause] | None = None
+    """What made a step's loss or gradient non-finite, the step's learning rates given. A collective."""
 
 
 @dataclass(kw_only=True)
@@ -64,7 +77,7 @@ def train(
     slow_steps = _slow_steps(engine, options.speed)
     saver.boundary()
     if evaluation is not None and progress.step and _evaluation_due(progress.step, options):
-        _evaluate_once(engine, evaluation, loggers, progress, saver)
+        _evaluate_once(engine, evaluation, loggers, options, progress, saver)
     started, window_seconds = time.perf_counter(), math.inf
     for window, micros in windows:
         _refuse_empty(window, options)
@@ -76,11 +89,11 @@ def train(
         loss_sum, count, figures, (tokens, flops, waited, window_seconds, *sums) = metrics.reduce(engine, extra)
         votes, not_finite, memory = sums[:VOTES], sums[VOTES::2], sums[VOTES + 1 :: 2]
 
-        rates = engine.learning_rates()
+        rates = _checked_rates(engine, progress.step, options)
         result = engine.step(gradient_scale=_gradient_scale(window, count, not_finite, options))
         engine.advance_schedule(metric=None)
         progress.count_window(window, int(tokens))
-        _count_skips(progress, result.skipped, not_finite, window, engine.rank, options)
+        _count_skips(progress, result.skipped, not_finite, window, engine.rank, options, rates)
         if progress.step == options.total_steps:  # before the last checkpoint: what learned nothing is not saved
             _require_a_good_step(progress)
 
@@ -109,18 +122,22 @@ def train(
         saver.boundary()
         saver.heed(votes)
         if evaluation is not None and _evaluation_due(progress.step, options):
-            _evaluate_once(engine, evaluation, loggers, progress, saver)
+            _evaluate_once(engine, evaluation, loggers, options, progress, saver)
         saver.save_if_due(options.total_steps)
         started += time.perf_counter() - reported  # evaluation and saving are no part of a step
     _require_a_good_step(progress)  # also of a run that was resumed at its end
 
 
-def evaluate(engine: Engine, micros: Micros, between: Callable[[], None] | None = None) -> dict[str, float]:
+def evaluate(
+    engine: Engine, evaluation: Callable[[], Micros], options: LoopOptions, between: Callable[[], None] | None = None
+) -> dict[str, float]:
     """Loss per counted item, its exponential as `perplexity` where the items are positions of the head (not pairs or
     rows), and the stage's metrics, over all ranks."""
-    metrics, of_positions = WindowMetrics(), True
-    for micro, batch in micros:
+    metrics, of_positions = WindowMetrics(options.module), True
+    totals = options.statistics.totals(evaluation()) if options.statistics else {}
+    for micro, batch in evaluation():
         of_positions = of_positions and batch.head_positions is None
+        batch = with_totals(batch, totals) if totals else batch
         metrics.add(engine.evaluate(batch=batch.to(engine.device)), counts=micro.counts)
         if between is not None:
             between()
@@ -131,12 +148,17 @@ def evaluate(engine: Engine, micros: Micros, between: Callable[[], None] | None 
 
 
 def _evaluate_once(
-    engine: Engine, evaluation: Callable[[], Micros], loggers: Loggers, progress: Progress, saver: Saver
+    engine: Engine,
+    evaluation: Callable[[], Micros],
+    loggers: Loggers,
+    options: LoopOptions,
+    progress: Progress,
+    saver: Saver,
 ) -> None:
     """Evaluates after the current step, unless that was done before the run was last interrupted."""
     if progress.evaluated == progress.step:
         return
-    found = evaluate(engine, evaluation(), saver.check_interrupt)
+    found = evaluate(engine, evaluation, options, saver.check_interrupt)
     engine.advance_schedule(metric=found["loss"])
     progress.evaluated, progress.evaluation_loss = progress.step, found["loss"]
     progress.last.update({f"eval_{name}": value for name, value in found.items()})
@@ -153,13 +175,18 @@ def _accumulate(
     engine: Engine, window: Window, micros: Micros, options: LoopOptions, between: Callable[[], None] | None
 ) -> tuple[WindowMetrics, _Tally]:
     """Forward and backward of this rank's micro-batches; gradients end up as Σ ∇loss_sum ÷ the window's count."""
-    metrics, tally = WindowMetrics(), _Tally()
+    metrics, tally = WindowMetrics(options.module), _Tally()
     if options.average_tokens_across_devices:
         scale = 1.0 / window.count
     else:
         scale = 1.0 / (max(1, window.rank_count(engine.rank)) * engine.world_size)
     last = len(window.micro_batches[engine.rank]) - 1
     asked = time.perf_counter()
+    if options.statistics is not None:
+        collected = list(micros)
+        tally.waited += time.perf_counter() - asked
+        micros = iter(options.statistics.complete(collected))
+        asked = time.perf_counter()
     for at, (micro, batch) in enumerate(micros):
         tally.waited += time.perf_counter() - asked
         output = engine.forward_backward(
@@ -213,7 +240,13 @@ def _refuse_empty(window: Window, options: LoopOptions) -> None:
 
 
 def _count_skips(
-    progress: Progress, skipped: bool, not_finite: list[float], window: Window, rank: int, options: LoopOptions
+    progress: Progress,
+    skipped: bool,
+    not_finite: list[float],
+    window: Window,
+    rank: int,
+    options: LoopOptions,
+    rates: Mapping[str, float],
 ) -> None:
     progress.skipped += skipped
     progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if skipped else 0
@@ -221,15 +254,26 @@ def _count_skips(
         return
     culprits = [number for number, flag in enumerate(not_finite) if flag] or [rank]
     rows = [row for micro in window.micro_batches[culprits[0]] for row in micro.rows]
-    what = "loss" if any(not_finite) else "gradient"
     places = [options.locate(row) for row in rows[:8]]
-    problem = (
-        f"the {what} was not finite at step {progress.step} on rank {culprits[0]} "
-        f"(rows {rows[:8]}: {', '.join(places)}), {progress.skipped_in_a_row} steps in a row; "
-        f"{progress.skipped} skipped in all"
-    )
-    fix = "Lower optimizer.lr or look at these rows; train.max_skipped_steps sets how many steps may be skipped"
-    raise RunError([Problem(code="BC057", place="".join(places[:1]), problem=problem, fix=fix)])
+    cause = options.explain(window, rates) if options.explain is not None else UNEXPLAINED
+    problem = f"the {'loss' if any(not_finite) else 'gradient'} was not finite at step {progress.step}"
+    problem += f" on rank {culprits[0]}"
+    problem += f" (rows {rows[:8]}: {', '.join(places)})" if cause.rows else ""
+    problem += f", {progress.skipped_in_a_row} steps in a row; {progress.skipped} skipped in all"
+    problem += f": {cause.problem}" if cause.problem else ""
+    fix = f"{cause.fix}; train.max_skipped_steps sets how many steps may be skipped"
+    place, field = (places[0], "") if cause.rows else ("", cause.plugin.field if cause.plugin else "")
+    raise RunError([Problem(code="BC057", place=place, field=field, problem=problem, fix=fix)])
+
+
+def _checked_rates(engine: Engine, step: int, options: LoopOptions) -> dict[str, float]:
+    """The learning rates of the step that is computed. Raises BC081 for one that is not finite or is negative."""
+    rates = engine.learning_rates()
+    if options.plugins is not None:
+        for rate in rates.values():
+            if not 0 <= rate < math.inf:
+                raise bad_rate(options.plugins.scheduler, rate, step, options.total_steps)
+    return rates
 
 
 def _require_a_good_step(progress: Progress) -> None:

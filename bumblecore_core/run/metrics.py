@@ -13,15 +13,23 @@ from bumblecore_core.values import Metric, StepOutput
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from bumblecore_core.run.module import TrainModule
+
 
 class WindowMetrics:
     """Collects the outputs of one window's micro-batches on this rank; `reduce` is a collective."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: TrainModule | None = None) -> None:
         self._outputs: list[tuple[StepOutput, bool]] = []
+        self._module = module
 
     def add(self, output: StepOutput, *, counts: bool) -> None:
-        """Takes a micro-batch's output; a filler's (`counts=False`) contributes names but no numbers."""
+        """Takes a micro-batch's output; a filler's (`counts=False`) contributes names but no numbers. Raises
+        `PluginError` BC060 for other metrics than those of the window's first output."""
+        if self._module is not None and self._outputs:
+            names = self._outputs[0][0].metrics.keys()
+            if names != output.metrics.keys():
+                raise self._module.other_metrics(names ^ output.metrics.keys())
         self._outputs.append((output, counts))
 
     def finite(self) -> bool:

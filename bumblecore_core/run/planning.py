@@ -11,8 +11,9 @@ from bumblecore_core.errors import PluginError
 from bumblecore_core.protocols import Adapter
 from bumblecore_core.registry import PluginSwitches, Registry
 from bumblecore_core.run.adapt import adapted, described
-from bumblecore_core.run.assemble import Prepared, attention_records, build, build_engine, prepare
+from bumblecore_core.run.assemble import Prepared, prepare
 from bumblecore_core.run.attention import select_attention
+from bumblecore_core.run.build import attention_records, build, build_engine
 from bumblecore_core.run.facts import memory_facts, parameter_facts
 from bumblecore_core.run.info import prepared_facts
 from bumblecore_core.run.memory import placement_of
@@ -25,7 +26,7 @@ def plan_run(resolved: ResolvedRun, registry: Registry, switches: PluginSwitches
     """The summary of a run over `devices` devices like this machine's. Raises what is wrong as `prepare` does, and with
     an adapter's options."""
     config, since = resolved.config, time.time()
-    engine = build_engine(resolved)
+    engine = build_engine(resolved, registry)
     try:
         prepared = prepare(resolved, registry, switches, world_size=devices, progress=True, since=since)
         _, attention = select_attention(
@@ -80,7 +81,10 @@ def _planned_model(prepared: Prepared) -> tuple[Any, str, tuple[str, ...]]:
         with quietly():  # an adapter's saved weights go nowhere here
             model = adapted(resolved, adapter, model, base=prepared.model_dir)
         return model, *described(resolved, adapter, model)
-    except PluginError as error:  # it needs numbers where there are none, which says nothing against the run itself
+    except PluginError as error:
+        if error.__cause__ is None:  # it returned the wrong thing
+            raise
+        # It needs numbers where there are none, which says nothing against the run itself.
         warning = f"what the adapter trains is known only once the weights are there: {error.problems[0].problem}"
         untouched = meta_model(prepared.model_dir, trust_remote_code=trust, head=head)
         return untouched, resolved.adapter.name, (warning,)

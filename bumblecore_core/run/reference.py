@@ -21,6 +21,7 @@ from bumblecore_core.protocols import Engine, Reference
 from bumblecore_core.registry import Registry
 from bumblecore_core.run.agree import on_all_ranks
 from bumblecore_core.run.assemble import Assembled, Prepared, chosen_attention, load_start_model
+from bumblecore_core.run.blame import Plugin
 from bumblecore_core.run.data.fingerprint import cache_dir_of
 from bumblecore_core.run.data.loader import collate
 from bumblecore_core.run.model_fingerprint import code_and_config, named_weights, weights_fingerprint
@@ -40,6 +41,7 @@ from bumblecore_core.values import Batch, StepOutput
 if TYPE_CHECKING:
     from bumblecore_core.run.data.store import TokenStore
 
+REFERENCE_STEP = "reference_step"
 START, BASE, NONE = "start", "base", "none"
 SUMMED_AT_ONCE = 1 << 16
 Ask = Callable[[Batch], dict[str, torch.Tensor]]
@@ -171,15 +173,15 @@ def _ask_another(wanted: Wanted, prepared: Prepared, engine: Engine, attention: 
     module = TrainModule(
         model=model,
         stage=prepared.stage,
-        stage_name=resolved.stage.name,
+        stage_plugin=Plugin.of(resolved.stage.record),
         loss=None,  # type: ignore[arg-type]  # it is not called
-        loss_name=resolved.loss.name,
+        loss_plugin=Plugin.of(resolved.loss.record),
         used_outside=head_parameters(model),
     )
     call = engine.frozen(module=module)
     shares = bool(getattr(prepared.stage, "shares_prefixes", False))
     module.policy = call(lambda: make_policy(model, share_prefixes=shares))
-    module.asks_reference = True
+    module.asks = REFERENCE_STEP
 
     def ask(batch: Batch) -> dict[str, torch.Tensor]:
         output: StepOutput = call(batch.to(engine.device))
@@ -195,12 +197,8 @@ def _ask_trained(wanted: Wanted, prepared: Prepared, assembled: Assembled, engin
     aside = nullcontext()
     if wanted.reference.model == BASE and assembled.adapter is not None:
         aside = assembled.adapter.base_policy(model=assembled.model)  # type: ignore[assignment]
-    module.asks_reference = True
-    try:
-        with aside:
-            return _ask_all(wanted, prepared, engine, lambda batch: engine.evaluate(batch=batch).per_example)
-    finally:
-        module.asks_reference = False
+    with aside, module.asking(REFERENCE_STEP):
+        return _ask_all(wanted, prepared, engine, lambda batch: engine.evaluate(batch=batch).per_example)
 
 
 def _ask_all(wanted: Wanted, prepared: Prepared, engine: Engine, ask: Ask) -> float:

@@ -8,7 +8,8 @@ from typing import Any
 from bumblecore_core.protocols import Stage, StageContext
 from bumblecore_core.records import Options, StageRecord
 from bumblecore_core.registry import PluginSwitches, load_registry
-from bumblecore_core.run.blame import blamed
+from bumblecore_core.run.blame import Plugin, blamed
+from bumblecore_core.run.built import check_built
 from bumblecore_core.toolkit.tokenizers import load_tokenizer
 
 
@@ -41,5 +42,8 @@ class StageFactory:
     def stage(self, record: StageRecord, tokenizer: Any) -> Stage:
         """The stage with the given tokenizer."""
         context = StageContext(tokenizer=tokenizer, max_length=self.max_length, strict=self.strict)
-        with blamed(record.kind, record.name):
-            return record.build(options=self.options, context=context)
+        plugin = Plugin.of(record)
+        with blamed(plugin):
+            stage = record.build(options=self.options, context=context)
+        check_built(plugin, stage)
+        return stage

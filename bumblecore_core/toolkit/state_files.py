@@ -38,6 +38,15 @@ def read_state(directory: Path, name: str) -> Any:
     return _unpack(plain, tensors)
 
 
+def unsavable(tree: Any) -> str | None:
+    """What in `tree` `write_state` could not write, and where, such as `a Lock at .0.lock`; None where it could."""
+    try:
+        _pack(tree, "", {})
+    except PluginError as error:
+        return error.problems[0].problem.partition(" cannot be saved")[0]
+    return None
+
+
 def copied(tree: Any) -> Any:
     """`tree` with every tensor copied to CPU memory of its own; containers are new, other values are the same."""
     if isinstance(tree, torch.Tensor):

@@ -93,7 +93,7 @@ def prepare(
     section = DataSection(path=[path if isinstance(path, dict) else str(path) for path in paths], **data)
     names = formats or [None] * len(section.path)
     registry = SimpleNamespace(
-        all=lambda kind: [SimpleNamespace(record=item) for item in (records or RECORDS).values()]
+        all=lambda kind: [SimpleNamespace(record=item) for item in (records or RECORDS).values()], failures=""
     )
     return prepare_store(
         files=section.path,

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bumblecore_core.errors import RunError
+from bumblecore_core.run.blame import Plugin
 from bumblecore_core.run.checkpoint.saver import VOTES
 from bumblecore_core.run.data.plan import BatchPlan, PlanOptions
 from bumblecore_core.run.loggers import Loggers
@@ -125,7 +126,7 @@ def run(engine, *, micro=2, accumulation=2, steps=3, evaluation=None, loggers=()
         engine=engine,
         windows=((window, batches(window)) for window in plan.windows()),
         evaluation=None if evaluation is None else lambda: batches(plan.window(0)),
-        loggers=Loggers([*loggers, ("recorder", recorder)]),
+        loggers=Loggers([(Plugin("loggers", name, "here"), each) for name, each in [*loggers, ("recorder", recorder)]]),
         options=LoopOptions(
             total_steps=plan.total_steps, locate=lambda row: f"data.json:{row + 1}", **{**settings, **options}
         ),

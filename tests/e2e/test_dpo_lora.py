@@ -52,6 +52,7 @@ def test_at_step_0_the_policy_is_its_reference(bench, dtype, reference, init, ca
     name = f"zero-{dtype}-{reference['reference']}-{init}"
     settings = dpo_settings(bench, name, stage=reference, model={"dtype": dtype}, adapter={**ADAPTER, "init": init})
     settings["train"] |= {"max_steps": 1, "eval_steps": None}
+    settings["scheduler"] = "constant"
     shutil.rmtree(bench / "cache-zero" / "reference", ignore_errors=True)  # each asks for itself
     run(bench, settings)
     said = " ".join(capsys.readouterr().out.split())
@@ -70,6 +71,7 @@ def test_an_adapter_that_goes_on_is_its_own_start_and_not_its_base(bench, traine
         settings = dpo_settings(bench, name, stage=stage, model={"dtype": dtype})
         settings["adapter"] = {"name": "lora", "path": str(trained_adapter)}
         settings["train"] |= {"max_steps": 1, "eval_steps": None}
+        settings["scheduler"] = "constant"
         run(bench, settings)
         found[stage["reference"]] = entries(bench, name)[0]
     assert found["start"]["loss"] == pytest.approx(math.log(2), abs=1e-6)

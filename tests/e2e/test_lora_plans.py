@@ -67,7 +67,7 @@ def test_a_plan_that_cannot_see_an_adapter_says_so(bench, monkeypatch, capsys):
     settings = lora_settings(bench, "unseen", max_steps=1)
     assert call("plan", write_config(bench / "unseen.yaml", **settings)) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "what the adapter trains is known only once the weights are there: the adapter 'lora' raised" in said
+    assert "what the adapter trains is known only once the weights are there: the adapter 'lora' (module" in said
     assert "(100.00%)" in said
 
 

@@ -227,5 +227,5 @@ def test_a_stage_that_raises_is_named(bench, pretrained, tmp_path, capsys, monke
     assert bumble("-p", "broken_loss", "run", str(path)) == 2
     said = capsys.readouterr().err
     assert "BC060" in said
-    assert "the loss 'broken' raised ValueError: no idea" in said
+    assert "the loss 'broken' (module broken_loss) raised ValueError: no idea" in said
     assert "Traceback" not in said

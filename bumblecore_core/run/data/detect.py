@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from pydantic import ValidationError
@@ -10,7 +11,9 @@ from pydantic import ValidationError
 from bumblecore_core.config.resolved import Selected
 from bumblecore_core.errors import DataError, PluginError, one
 from bumblecore_core.records import DataFormatRecord
-from bumblecore_core.values import ChatSample, FeedbackSample, PreferenceSample, Sample, SampleKind, TextSample
+from bumblecore_core.registry.validate import typename
+from bumblecore_core.run.blame import TRACEBACK, Plugin, breach, place_of
+from bumblecore_core.values import ChatSample, FeedbackSample, PreferenceSample, SampleKind, TextSample
 
 KIND_OF: Mapping[type, SampleKind] = {
     TextSample: "text",
@@ -18,6 +21,7 @@ KIND_OF: Mapping[type, SampleKind] = {
     PreferenceSample: "preference",
     FeedbackSample: "feedback",
 }
+KINDS = tuple(KIND_OF.values())
 
 
 def matching(records: Sequence[DataFormatRecord], row: Mapping[str, Any]) -> list[tuple[DataFormatRecord, SampleKind]]:
@@ -27,18 +31,29 @@ def matching(records: Sequence[DataFormatRecord], row: Mapping[str, Any]) -> lis
     for record in sorted(records, key=lambda record: record.name):
         try:
             kind = record.detect(row)
-        except Exception as error:
-            problem = f"the data format '{record.name}' raised {type(error).__name__} in detect"
-            raise one(PluginError, "BC060", problem, "Name data.format, and report it to its author") from error
+        except (Exception, SystemExit) as error:  # its text may hold the row's
+            problem = f"{Plugin.of(record)} raised {type(error).__name__} in detect ({place_of(error)})"
+            fix = f"Name data.format, and report this to its author; {TRACEBACK}"
+            raise one(PluginError, "BC060", problem, fix) from error
+        if kind is not None and kind not in KINDS:
+            fault = f"returned {typename(kind)} from detect, not a kind of sample"
+            raise breach(Plugin.of(record), fault, f"`detect` returns None, or one of {', '.join(KINDS)}")
         if kind is not None:
             found.append((record, kind))
     return found
 
 
 def choose_format(
-    row: Mapping[str, Any], *, records: Sequence[DataFormatRecord], reads: SampleKind, stage: str, place: str
+    row: Mapping[str, Any],
+    *,
+    records: Sequence[DataFormatRecord],
+    reads: SampleKind,
+    stage: str,
+    place: str,
+    failed: str = "",
 ) -> Selected[DataFormatRecord]:
-    """The one format that `row` is of. Where several match, the one that gives what the stage reads.
+    """The one format that `row` is of. Where several match, the one that gives what the stage reads. `failed`: which
+    plugins could not be loaded, one of which may be the one that is missing here.
 
     Raises `DataError` BC062 where none or several fit, BC063 where the format gives another kind than `reads`.
     """
@@ -52,7 +67,7 @@ def choose_format(
             DataError,
             "BC062",
             problem,
-            f"Name data.format, with its options for other field names ({needs})",
+            f"Name data.format, with its options for other field names ({needs}){failed}",
             place=place,
         )
     if len(candidates) > 1:
@@ -75,9 +90,43 @@ def wrong_kind(name: str, kind: SampleKind, *, reads: SampleKind, stage: str, pl
     return one(DataError, "BC063", problem, f"Use {reads} data, or a stage that reads {kind} data", place=place)
 
 
-def kind_of(sample: Sample) -> SampleKind | None:
+def kind_of(sample: Any) -> SampleKind | None:
     """The kind of a sample; None for anything that is not one."""
     return KIND_OF.get(type(sample))
+
+
+def sample_fault(sample: Any) -> str | None:
+    """What is wrong with what a format's `convert` returned: its type, or the types of its parts, from which the stage
+    would conclude that the row is wrong."""
+    if kind_of(sample) is None:
+        return f"returned {typename(sample)}, which is no sample"
+    for part in fields(sample):
+        value, (right, wanted) = getattr(sample, part.name), PARTS.get(part.name, (_anything, ""))
+        if not right(value):
+            return f"returned a {type(sample).__name__} whose {part.name} is {typename(value)}, not {wanted}"
+    return None
+
+
+def _are_dicts(value: Any) -> bool:
+    return isinstance(value, tuple | list) and all(isinstance(item, dict) for item in value)
+
+
+def _are_messages(value: Any) -> bool:
+    return _are_dicts(value) and all(isinstance(message.get("role"), str) for message in value)
+
+
+def _anything(value: Any) -> bool:
+    return True
+
+
+_MESSAGES = (_are_messages, "a tuple of messages with a role")
+PARTS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "text": (lambda value: isinstance(value, str), "text"),
+    "label": (lambda value: isinstance(value, bool), "a boolean"),
+    "tools": (lambda value: value is None or _are_dicts(value), "a tuple of dicts"),
+    **dict.fromkeys(("messages", "prompt", "chosen", "rejected", "completion"), _MESSAGES),
+}
+"""What each field of a sample must be, and the words for it."""
 
 
 def keys_of(row: Mapping[str, Any], most: int = 12) -> str:

@@ -6,22 +6,28 @@ import os
 import pickle
 import signal
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context, resource_tracker
+from typing import Any
 
 import numpy as np
 
 from bumblecore_core.errors import BumbleError, PluginError, Problem, RowError, RunError, one
 from bumblecore_core.protocols import Stage
+from bumblecore_core.registry.validate import typename
+from bumblecore_core.run.blame import TRACEBACK, Plugin, breach, passes, place_of
 from bumblecore_core.run.data.rows import Chunk
 from bumblecore_core.run.data.workers import follow_parent, signals_held
 from bumblecore_core.values import Dropped, Sample, TokenExample
 
 SMALL_BYTES = 64 << 20
 MOST_PROCESSES = 8
+WANTS_RESULTS = "`encode` returns for each sample a TokenExample, several of them, a Dropped or a RowError"
+WANTS_EXAMPLE = "A TokenExample has the stage's columns of 32-bit integers, a length of 1 or more and a count"
+_EMPTY, _RANGE = np.zeros(0, dtype=np.int32), np.iinfo(np.int32)
 
 
 @dataclass(kw_only=True)
@@ -41,17 +47,21 @@ class Encoded:
     errors: list[tuple[int, Problem]] = field(default_factory=list)
 
 
-def encode_samples(stage: Stage, samples: Sequence[Sample], name: str) -> Encoded:
+def encode_samples(stage: Stage, samples: Sequence[Sample], plugin: Plugin) -> Encoded:
     """Encodes a chunk and checks what the stage returned. Raises `PluginError` BC060 where that breaks its contract."""
     try:
         results = stage.encode(samples=samples) if samples else ()
-    except BumbleError:
-        raise
-    except Exception as error:
-        problem = f"the stage '{name}' raised {type(error).__name__} while it encoded rows"
-        raise one(PluginError, "BC060", problem, "Report it to the stage's author") from error
-    if len(results) != len(samples):
-        raise _broken(name, f"{len(results)} results for {len(samples)} samples")
+    except (Exception, SystemExit) as error:
+        if passes(error):
+            raise
+        # its text may hold a row's
+        problem = f"{plugin} raised {type(error).__name__} while it encoded rows ({place_of(error)})"
+        raise one(
+            PluginError, "BC060", problem, f"Report this to its author; {TRACEBACK}", field=plugin.field
+        ) from error
+    if not isinstance(results, Sequence) or len(results) != len(samples):
+        number = len(results) if isinstance(results, Sequence) else typename(results)
+        raise breach(plugin, f"returned {number} for {len(samples)} samples", WANTS_RESULTS)
     examples: list[TokenExample] = []
     rows: list[int] = []
     dropped: list[tuple[int, Dropped]] = []
@@ -62,22 +72,23 @@ def encode_samples(stage: Stage, samples: Sequence[Sample], name: str) -> Encode
         elif isinstance(result, Dropped):
             dropped.append((row, result))
         else:
-            parts = [result] if isinstance(result, TokenExample) else list(result)
+            parts = [result] if isinstance(result, TokenExample) else result
+            if not isinstance(parts, Sequence):
+                raise breach(plugin, f"returned {typename(parts)} for a sample", WANTS_RESULTS)
             examples.extend(parts)
             rows.extend([row] * len(parts))
+    columns: dict[str, list[np.ndarray]] = {column: [] for column in stage.columns}
     for example in examples:
-        if not isinstance(example, TokenExample) or set(example.columns) != set(stage.columns):
-            raise _broken(name, f"an example that lacks the columns {', '.join(stage.columns)}, or has others")
-    try:
-        columns = {column: _concatenated([example.columns[column] for example in examples]) for column in stage.columns}
-    except (OverflowError, TypeError, ValueError) as error:
-        raise _broken(name, "columns that are not lists of 32-bit integers") from error
+        if fault := _example_fault(example, columns):
+            raise breach(plugin, f"returned {fault}", WANTS_EXAMPLE)
+        for column, arrays in columns.items():
+            arrays.append(_int32(plugin, column, example.columns[column]))
     return Encoded(
-        columns=columns,
-        sizes={column: _int32(len(example.columns[column]) for example in examples) for column in stage.columns},
-        lengths=_int32(example.length for example in examples),
-        counts=_int32(example.count for example in examples),
-        rows=_int32(rows),
+        columns={column: np.concatenate([_EMPTY, *arrays]) for column, arrays in columns.items()},
+        sizes={column: _numbers(map(len, arrays)) for column, arrays in columns.items()},
+        lengths=_numbers(example.length for example in examples),
+        counts=_numbers(example.count for example in examples),
+        rows=_numbers(rows),
         truncated=sum(example.truncated for example in examples),
         warnings=Counter(warning for example in examples for warning in example.warnings),
         dropped=dropped,
@@ -85,8 +96,44 @@ def encode_samples(stage: Stage, samples: Sequence[Sample], name: str) -> Encode
     )
 
 
+def _example_fault(example: Any, columns: Collection[str]) -> str | None:
+    """What is wrong with an example, its columns' values aside."""
+    if not isinstance(example, TokenExample):
+        return f"{typename(example)} among its examples"
+    if set(example.columns) != set(columns):
+        return f"an example that lacks the columns {', '.join(columns)}, or has others"
+    for name, least in (("length", 1), ("count", 0)):
+        value = getattr(example, name)
+        if not isinstance(value, int | np.integer) or value < least:
+            return f"an example with the {name} {value!r}"
+    if not isinstance(example.warnings, tuple | list):
+        return f"an example with {typename(example.warnings)} as warnings"
+    return None
+
+
+def _int32(plugin: Plugin, column: str, values: Any) -> np.ndarray:
+    """A column's values as the token store holds them. Raises `PluginError` BC060 where they would change."""
+    array = np.asarray(values)
+    if not array.size and array.ndim == 1:
+        return _EMPTY
+    whole = array.ndim == 1 and array.dtype.kind in "iu"
+    if not whole or (array.dtype.itemsize > _EMPTY.itemsize and not _fit(array)):
+        shown = f"{array.dtype} of shape {array.shape}"
+        raise breach(plugin, f"returned {shown} as the column '{column}'", WANTS_EXAMPLE)
+    return array.astype(np.int32, copy=False)
+
+
+def _fit(array: np.ndarray) -> bool:
+    return bool(_RANGE.min <= array.min() and array.max() <= _RANGE.max)
+
+
 def encode_chunks(
-    chunks: Iterable[Chunk], *, stage: Stage, name: str, num_proc: int, make_stage: Callable[[], Stage] | None = None
+    chunks: Iterable[Chunk],
+    *,
+    stage: Stage,
+    plugin: Plugin,
+    num_proc: int,
+    make_stage: Callable[[], Stage] | None = None,
 ) -> Generator[tuple[Chunk, Encoded], None, None]:
     """Each chunk with its examples, in the chunks' order. `num_proc` 0 or 1: in this process.
 
@@ -95,11 +142,11 @@ def encode_chunks(
     """
     if num_proc <= 1:
         for chunk in chunks:
-            yield chunk, encode_samples(stage, chunk.samples, name)
+            yield chunk, encode_samples(stage, chunk.samples, plugin)
         return
     factory = pickle.dumps(make_stage if make_stage is not None else _Ready(stage))
     pool = ProcessPoolExecutor(
-        num_proc, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(factory, name)
+        num_proc, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(factory, plugin)
     )
     workers = pool._processes
     # Python 3.10 waits for ever for a killed worker to read the queue
@@ -151,21 +198,21 @@ class _Ready:
         return self.stage
 
 
-_worker: tuple[Stage, str] | None = None
+_worker: tuple[Stage, Plugin] | None = None
 
 
-def _start_worker(factory: bytes, name: str) -> None:
+def _start_worker(factory: bytes, plugin: Plugin) -> None:
     global _worker
     follow_parent()
     # One core for each process: the tokenizer's own threads would only compete.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _worker = (pickle.loads(factory)(), name)
+    _worker = (pickle.loads(factory)(), plugin)
 
 
 def _encode_in_worker(samples: Sequence[Sample]) -> Encoded:
     assert _worker is not None
-    stage, name = _worker
-    return encode_samples(stage, samples, name)
+    stage, plugin = _worker
+    return encode_samples(stage, samples, plugin)
 
 
 def _next(waiting: deque[tuple[Chunk, Future[Encoded]]]) -> tuple[Chunk, Encoded]:
@@ -187,14 +234,5 @@ def _died(codes: Sequence[int | None]) -> BumbleError:
     return one(RunError, "BC078", problem, fix, field="data.num_proc")
 
 
-def _broken(name: str, what: str) -> BumbleError:
-    return one(PluginError, "BC060", f"the stage '{name}' returned {what}", "Report it to the stage's author")
-
-
-def _int32(values: Iterable[int]) -> np.ndarray:
+def _numbers(values: Iterable[int]) -> np.ndarray:
     return np.fromiter(values, dtype=np.int32)
-
-
-def _concatenated(parts: Sequence[Sequence[int]]) -> np.ndarray:
-    arrays = [np.asarray(part, dtype=np.int32) for part in parts]
-    return np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int32)

@@ -18,6 +18,7 @@ from bumblecore_core.errors import DataError, Problem, RunError, one
 from bumblecore_core.protocols import Stage
 from bumblecore_core.records import DataFormatRecord, Options, StageRecord
 from bumblecore_core.registry import Registry
+from bumblecore_core.run.blame import Plugin
 from bumblecore_core.run.console import say
 from bumblecore_core.run.data.cache import build_lock, fresh_directory, remove_leftovers
 from bumblecore_core.run.data.encode import Encoded, encode_chunks, processes
@@ -104,9 +105,10 @@ def prepare_store(
                     stage=stage_record.name,
                     txt_split=data.txt_split,
                     max_row_bytes=data.max_row_bytes,
+                    failed=registry.failures,
                 ),
                 stage=stage,
-                stage_name=stage_record.name,
+                plugin=Plugin.of(stage_record),
                 make_stage=make_stage,
                 num_proc=data.num_proc,
                 strict=data.strict,
@@ -151,7 +153,7 @@ def _build(
     sources: Sequence[Source],
     chunks: Iterator[Chunk],
     stage: Stage,
-    stage_name: str,
+    plugin: Plugin,
     make_stage: Callable[[], Stage] | None,
     num_proc: int | None,
     strict: bool,
@@ -164,7 +166,7 @@ def _build(
     writer = StoreWriter(directory, stage.columns)
     tally, problems = Tally(), _Problems()
     formats = [""] * len(sources)
-    encoded_chunks = encode_chunks(chunks, stage=stage, name=stage_name, num_proc=workers, make_stage=make_stage)
+    encoded_chunks = encode_chunks(chunks, stage=stage, plugin=plugin, num_proc=workers, make_stage=make_stage)
     with closing(writer), closing(encoded_chunks), _bar(total, progress) as bar:
         for chunk, encoded in encoded_chunks:
             bar.update(chunk.read - bar.n)

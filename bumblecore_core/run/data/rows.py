@@ -10,7 +10,9 @@ from bumblecore_core.config.resolved import Selected
 from bumblecore_core.errors import DataError, PluginError, Problem, RowError, one
 from bumblecore_core.protocols import DataFormat
 from bumblecore_core.records import DataFormatRecord
-from bumblecore_core.run.data.detect import choose_format, keys_of, kind_of, matching, wrong_kind
+from bumblecore_core.run.blame import TRACEBACK, Plugin, blamed, breach, passes, place_of
+from bumblecore_core.run.built import check_built
+from bumblecore_core.run.data.detect import choose_format, keys_of, kind_of, matching, sample_fault, wrong_kind
 from bumblecore_core.run.data.files import Source
 from bumblecore_core.run.data.reading import LARGEST_ROW, TxtSplit, read_rows
 from bumblecore_core.run.data.text_lines import BadRow, FileRow, ReadNotes
@@ -45,14 +47,16 @@ def read_chunks(
     stage: str,
     txt_split: TxtSplit = "line",
     max_row_bytes: int = LARGEST_ROW,
+    failed: str = "",
 ) -> Iterator[Chunk]:
-    """The samples of all files in order, in chunks whose bounds depend on the files alone.
+    """The samples of all files in order, in chunks whose bounds depend on the files alone. `failed`: see
+    `choose_format`.
 
     Bad rows become problems of their chunk. Raises `PluginError` BC060 where a format raises anything but `RowError`.
     """
     before = 0
     for index, source in enumerate(sources):
-        converter = Converter(source, records=records, reads=reads, stage=stage)
+        converter = Converter(source, records=records, reads=reads, stage=stage, failed=failed)
         notes = ReadNotes()
         chunk, size = Chunk(source=index, read=before), 0
         for item in read_rows(source.path, txt_split=txt_split, notes=notes, max_row_bytes=max_row_bytes):
@@ -85,8 +89,16 @@ class Converter:
     `hopeless`: the file's format cannot be told or gives what the stage does not read: no need to read on.
     """
 
-    def __init__(self, source: Source, *, records: Sequence[DataFormatRecord], reads: SampleKind, stage: str) -> None:
-        self.source, self.records, self.reads, self.stage = source, records, reads, stage
+    def __init__(
+        self,
+        source: Source,
+        *,
+        records: Sequence[DataFormatRecord],
+        reads: SampleKind,
+        stage: str,
+        failed: str = "",
+    ) -> None:
+        self.source, self.records, self.reads, self.stage, self.failed = source, records, reads, stage, failed
         self.name, self.hopeless = "", False
         self._chosen: Selected[DataFormatRecord] | None = source.format
         self._format: DataFormat | None = None
@@ -122,14 +134,16 @@ class Converter:
             sample = self._format.convert(row=item.row)
         except RowError:
             raise
-        except Exception as error:
-            problem = f"the data format '{self.name}' raised {type(error).__name__}"
-            fix = "Check that the row is of this format; if it is, report it to the format's author"
+        except (Exception, SystemExit) as error:  # its text may hold the row's
+            if passes(error):
+                raise
+            problem = f"{self._plugin} raised {type(error).__name__} ({place_of(error)})"
+            fix = f"Check that the row is of this format; if it is, report this to the format's author; {TRACEBACK}"
             raise one(PluginError, "BC060", problem, fix, place=place) from error
+        if fault := sample_fault(sample):
+            raise breach(self._plugin, fault, "A format returns a sample of bumblecore_core.values", place=place)
         kind = kind_of(sample)
-        if kind is None:
-            problem = f"the data format '{self.name}' returned a {type(sample).__name__}, which is no sample"
-            raise one(PluginError, "BC060", problem, "Report it to the format's author", place=place)
+        assert kind is not None
         if kind != self.reads:
             if first:
                 raise wrong_kind(self.name, kind, reads=self.reads, stage=self.stage, place=place)
@@ -139,10 +153,19 @@ class Converter:
     def _open(self, item: FileRow, place: str) -> None:
         if self._chosen is None:
             self._chosen = choose_format(
-                item.row, records=self.records, reads=self.reads, stage=self.stage, place=place
+                item.row, records=self.records, reads=self.reads, stage=self.stage, place=place, failed=self.failed
             )
         self.name = self._chosen.record.name
-        self._format = self._chosen.record.build(options=self._chosen.options)
+        plugin = self._plugin
+        with blamed(plugin):
+            built = self._chosen.record.build(options=self._chosen.options)
+        check_built(plugin, built)
+        self._format = built
+
+    @property
+    def _plugin(self) -> Plugin:
+        assert self._chosen is not None
+        return Plugin.of(self._chosen.record)
 
     def _mixed(self, item: FileRow) -> str | None:
         """The other schema that a row without a needed field is of, if it is of one."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from bumblecore_core import ConfigError, NoOptions, Options, SchedulerRecord, hookimpl, one
@@ -34,19 +35,52 @@ def _builder(name: str, arguments: Arguments) -> Callable[..., Scheduler]:
         from bumblecore_plugins.schedulers.library import load_get_scheduler
 
         warmup = options.resolved_warmup(total_steps) if isinstance(options, WarmupOptions) else None
+        if warmup is not None and warmup > total_steps:
+            problem = f"{name}: a warm-up of {warmup} steps is longer than the run of {total_steps}"
+            fix = "Set scheduler.warmup_ratio, or fewer scheduler.warmup_steps"
+            raise one(ConfigError, "BC039", problem, fix, field="scheduler.warmup_steps")
+        _check_lowest(name, options, optimizer)
+        # A schedule that only warms up has no decay to divide by.
+        schedule = "constant_with_warmup" if name == "polynomial" and warmup == total_steps else theirs
         try:
-            return load_get_scheduler()(
-                theirs,
-                optimizer,
-                num_warmup_steps=warmup,
-                num_training_steps=total_steps,
-                scheduler_specific_kwargs=arguments(options, total_steps),
-            )
-        except ValueError as error:
+            with _default_rate(optimizer):
+                return load_get_scheduler()(
+                    schedule,
+                    optimizer,
+                    num_warmup_steps=warmup,
+                    num_training_steps=total_steps,
+                    scheduler_specific_kwargs={} if schedule != theirs else arguments(options, total_steps),
+                )
+        except (ArithmeticError, ValueError) as error:
             fix = "Change these options of the scheduler, or optimizer.lr"
             raise one(ConfigError, "BC039", f"{name}: {error}", fix, field="scheduler") from error
 
     return build
+
+
+def _check_lowest(name: str, options: Options, optimizer: torch.optim.Optimizer) -> None:
+    """Raises `ConfigError` BC039 for a lowest or last rate above that of a group, which would rise to it, or never
+    fall."""
+    for option in ("min_lr", "lr_end"):
+        lowest = getattr(options, option, None)
+        for group in optimizer.param_groups:
+            if lowest is not None and lowest > float(group["lr"]):
+                rate = f"the learning rate, {float(group['lr']):g} (group {group.get('name', '?')})"
+                problem = f"{name}: {option} {lowest:g} is above {rate}"
+                fix = f"Lower scheduler.{option}, or raise optimizer.lr"
+                raise one(ConfigError, "BC039", problem, fix, field=f"scheduler.{option}")
+
+
+@contextmanager
+def _default_rate(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Has `optimizer.defaults` hold the rate of the first group, which is the run's own: transformers reads the peak
+    there, where an optimizer whose rates are set group by group has torch's own default."""
+    before = optimizer.defaults
+    optimizer.defaults = {**before, "lr": optimizer.param_groups[0]["lr"]}
+    try:
+        yield
+    finally:
+        optimizer.defaults = before
 
 
 def _nothing(options: Options, total_steps: int) -> dict[str, Any]:
