@@ -100,8 +100,8 @@ def test_an_adapters_base_is_the_reference(bench, capsys):
     assert entries(bench, "adapted")[0]["loss"] == pytest.approx(0.5, abs=1e-6)
 
 
-def test_a_micro_batch_of_one_row_needs_kl_off_or_packing(bench, capsys):
-    single = {"micro_batch_size": 1, "max_steps": 2, "eval_steps": None}
+def test_a_step_of_one_row_needs_kl_off_or_packing(bench, capsys):
+    single = {"micro_batch_size": 1, "gradient_accumulation_steps": 1, "max_steps": 2, "eval_steps": None}
     run(bench, kto_settings(bench, "single", train=single), code=2)
     said = capsys.readouterr().err
     assert all(part in said for part in ("BC039", "kto.yaml:", "train.micro_batch_size", "2"))
@@ -156,13 +156,29 @@ def test_the_number_of_tokenizing_processes_changes_no_other_completion(bench):
     assert len(set(contents)) == 1
 
 
+def test_no_number_depends_on_how_a_steps_rows_are_split(bench):
+    found = []
+    for micro in (12, 3):
+        train = {"micro_batch_size": micro, "gradient_accumulation_steps": 12 // micro, "max_steps": 6, "eval_steps": 6}
+        run(bench, kto_settings(bench, f"split{micro}", train=train))
+        found.append(entries(bench, f"split{micro}") + entries(bench, f"split{micro}", "eval"))
+    for left, right in zip(*found, strict=True):
+        for figure in ("loss", "kl", "rewards/chosen", "rewards/rejected"):
+            assert left[figure] == pytest.approx(right[figure], rel=2e-5, abs=1e-6), figure
+    assert found[0][-1]["kl"] > 0.1
+
+
 @pytest.mark.slow
 def test_two_ranks_train_as_one_process_does(bench):
-    """They deal a step's rows to the same micro-batches, and each of these has its own estimate."""
-    train = {"max_steps": 6, "eval_steps": None, "micro_batch_size": 3}
-    launches = {"ranks1": ((), 4), "ranks2": (("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"), 2)}
-    for name, (launch, accumulation) in launches.items():
-        settings = kto_settings(bench, name, train={**train, "gradient_accumulation_steps": accumulation})
+    """They deal a step's rows to other micro-batches, and the estimate is the step's."""
+    train = {"max_steps": 6, "eval_steps": None}
+    launches = {
+        "ranks1": ((), 3, 4),
+        "ranks2": (("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"), 2, 3),
+    }
+    for name, (launch, micro, accumulation) in launches.items():
+        batches = {"micro_batch_size": micro, "gradient_accumulation_steps": accumulation}
+        settings = kto_settings(bench, name, train={**train, **batches})
         config = write_config(bench / f"{name}.yaml", **settings)
         command = [sys.executable, *launch, "-m", "bumblecore_core", "run", str(config)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)

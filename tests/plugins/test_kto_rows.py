@@ -58,8 +58,8 @@ def test_other_rows_have_other_prompts_where_there_is_one(prompts):
 def test_a_row_alone_stays(tokenizer):
     (alone,) = stage_of(tokenizer).encode(samples=SAMPLES[:1])
     assert alone.columns["other_spans"].size == 0
-    assert np.array_equal(alone.columns["other_ids"], alone.columns["row_ids"])
-    assert alone.length == len(alone.columns["row_ids"]) + 1
+    assert np.array_equal(alone.columns["other_ids"], alone.columns["row_ids"][:1])
+    assert alone.length == len(alone.columns["row_ids"])
 
 
 def test_what_is_left_out_is_nobodys_other_completion(tokenizer):

@@ -1,13 +1,14 @@
-"""One pass of the stage `kto` over the shared layout equals what a naive twin computes in separate passes."""
+"""The passes of the stage `kto` over concatenated rows equal what a naive twin computes in separate passes."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from kto_rows import SAMPLES, SOURCES, stage_of
+from kto_rows import SAMPLES, SOURCES, stage_of, with_sums
 from torch.nn import functional
 from transformers import AutoTokenizer
 
@@ -57,22 +58,27 @@ def gentle(family, attention, seed=0):
     return model
 
 
-def batch_of(stage, samples, reference=None):
+def examples_of(stage, samples, reference=None):
     examples = [
         {name: np.asarray(value, np.int32) for name, value in example.columns.items()}
         for example in stage.encode(samples=samples)
     ]
-    given = {"rows": range(len(examples)), "counts": [1] * len(examples)}
     if reference is not None:
         with torch.no_grad():
-            figures = stage.reference_step(
-                policy=make_policy(reference, share_prefixes=True), batch=stage.collate(examples=examples, **given)
-            )
+            figures = stage.reference_step(policy=make_policy(reference), batch=collated(stage, examples))
         assert tuple(figures) == stage.reference.columns
         for name, values in figures.items():
             for example, value in zip(examples, values.numpy(), strict=True):
                 example[name] = value[None]
-    return stage.collate(examples=examples, **given)
+    return examples
+
+
+def collated(stage, examples, rows=None):
+    return stage.collate(examples=examples, rows=rows or range(len(examples)), counts=[1] * len(examples))
+
+
+def batch_of(stage, samples, reference=None):
+    return collated(stage, examples_of(stage, samples, reference))
 
 
 def gradients(model):
@@ -103,13 +109,15 @@ def naive(model, reference, tokenizer, *, kl):
 
 @pytest.mark.parametrize("kl", [True, False])
 @pytest.mark.parametrize(("family", "attention"), [("qwen3", "varlen"), ("llama", "sdpa"), ("gpt2", "eager")])
-def test_one_pass_equals_separate_passes(family, attention, kl, tokenizer):
+def test_rows_computed_together_equal_separate_passes(family, attention, kl, tokenizer):
     one, other = gentle(family, attention), gentle(family, attention, seed=5)
     stage, estimates = stage_of(tokenizer, kl=kl), []
     for model, reference in ((one, other), (other, one)):  # z₀ is positive in at least one of the two
         batch = batch_of(stage, SAMPLES, reference)
         model.zero_grad()
-        out = stage.step(policy=make_policy(model, share_prefixes=True), batch=batch, loss=built(**OPTIONS))
+        policy = make_policy(model)
+        (batch,) = with_sums(stage, policy, batch) if kl else (batch,)
+        out = stage.step(policy=policy, batch=batch, loss=built(**OPTIONS))
         out.loss_sum.backward()
         ours = gradients(model)
         model.zero_grad()
@@ -132,7 +140,7 @@ def test_one_pass_equals_separate_passes(family, attention, kl, tokenizer):
 def test_the_estimate_has_no_gradient_and_is_not_negative(tokenizer):
     model, stage = gentle("qwen3", "varlen"), stage_of(tokenizer)
     batch = batch_of(stage, SAMPLES, model)
-    policy = make_policy(model, share_prefixes=True)
+    policy = make_policy(model)
     given = {}
 
     def loss(**inputs):
@@ -141,19 +149,36 @@ def test_the_estimate_has_no_gradient_and_is_not_negative(tokenizer):
 
     for moved, expected in ((-2.0, 2.0), (2.0, 0.0)):  # nats that the reference says less or more of other completions
         there = batch.extras | {"reference_other": batch.extras["reference_other"] + moved}
-        batch_moved = type(batch)(**{name: getattr(batch, name) for name in batch.__slots__} | {"extras": there})
+        (batch_moved,) = with_sums(stage, policy, replace(batch, extras=there))
         stage.step(policy=policy, batch=batch_moved, loss=loss)
         assert float(given["kl"]) == pytest.approx(expected, abs=1e-4)
         assert not given["kl"].requires_grad
         assert given["completion"].requires_grad
 
 
-def test_other_completions_are_computed_without_a_gradient(tokenizer):
+def test_losses_and_gradients_do_not_depend_on_how_a_step_is_split(tokenizer):
     model, stage = gentle("qwen3", "varlen"), stage_of(tokenizer)
-    batch = batch_of(stage, SAMPLES)
-    own = sum(batch.extras["chosen_lengths"].tolist())
-    assert batch.extras["chosen_at"].tolist() == list(range(own))  # so that one pass of the head takes them alone
-    assert set(range(own, batch.scored)) <= set(batch.extras["rejected_at"].tolist())
+    policy, examples = make_policy(model), examples_of(stage, SAMPLES, gentle("qwen3", "varlen", seed=5))
+    found = []
+    for split in ([range(5)], [[4, 1], [0, 2, 3]], [[at] for at in range(5)]):
+        batches = [collated(stage, [examples[at] for at in part], part) for part in split]
+        batches = with_sums(stage, policy, *batches)
+        model.zero_grad()
+        outs = [stage.step(policy=policy, batch=batch, loss=built(**OPTIONS)) for batch in batches]
+        sum(out.loss_sum for out in outs).backward()
+        found.append((sum(out.loss_sum.item() for out in outs), gradients(model)))
+        assert all(float(out.metrics["kl"].total / out.metrics["kl"].weight) > 0.1 for out in outs)
+    for loss, ours in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-5)
+        for name, gradient in ours.items():
+            scale = float(found[0][1][name].abs().max())
+            torch.testing.assert_close(gradient, found[0][1][name], rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_a_training_pass_computes_a_rows_own_completion_alone(tokenizer):
+    model, stage = gentle("qwen3", "varlen"), stage_of(tokenizer)
+    batch = batch_of(stage, SAMPLES, model)
+    assert batch.tokens == sum(len(example.columns["row_ids"]) for example in stage.encode(samples=SAMPLES))
     real, seen = stage._logprobs, []
 
     def watched(**given):
@@ -161,13 +186,19 @@ def test_other_completions_are_computed_without_a_gradient(tokenizer):
         return real(**given)
 
     stage._logprobs = watched
-    assert stage.summed(make_policy(model, share_prefixes=True), batch)["row"].requires_grad
-    assert seen == [(own, True), (batch.scored - own, False)]
+    policy = make_policy(model)
+    (batch,) = with_sums(stage, policy, batch)
+    stage.step(policy=policy, batch=batch, loss=built())
+    others = len(batch.extras["other_targets"])
+    assert seen == [(others, False), (batch.scored, True)]
+    without = batch_of(stage_of(tokenizer, kl=False), SAMPLES)
+    assert not any(name.startswith("other_") for name in without.extras)
+    assert without.tokens == batch.tokens
 
 
 def test_a_row_without_another_completion_has_no_part_in_the_estimate(tokenizer):
     model, stage = gentle("qwen3", "varlen"), stage_of(tokenizer)
-    policy = make_policy(model, share_prefixes=True)
+    policy = make_policy(model)
     alone = stage.encode(samples=SAMPLES[:1])
     three = stage.encode(samples=SAMPLES[2:])
     examples = [
@@ -177,19 +208,12 @@ def test_a_row_without_another_completion_has_no_part_in_the_estimate(tokenizer)
     ]
     sums, kls = [], []
     for part in (examples, examples[1:], examples[:1]):
-        batch = stage.collate(examples=part, rows=range(len(part)), counts=[1] * len(part))
-        out = stage.step(policy=policy, batch=batch, loss=built())
+        batch = collated(stage, part)
+        out = stage.step(policy=policy, batch=with_sums(stage, policy, batch)[0], loss=built())
         sums.append(out.loss_sum.item())
         kls.append(float(out.metrics["kl"].total / out.metrics["kl"].weight))
     assert kls[0] == pytest.approx(kls[1], rel=1e-5)
     assert kls[0] > 100
     assert kls[2] == 0.0
     assert all(math.isfinite(value) for value in sums)
-
-
-def test_without_the_estimate_no_other_completion_is_computed(tokenizer):
-    with_kl, without = (batch_of(stage_of(tokenizer, kl=kl), SAMPLES) for kl in (True, False))
-    assert without.tokens == sum(len(stage.columns["row_ids"]) for stage in stage_of(tokenizer).encode(samples=SAMPLES))
-    assert without.tokens < with_kl.tokens
-    assert without.head_positions < with_kl.head_positions
-    assert (stage_of(tokenizer).least_rows, stage_of(tokenizer, kl=False).least_rows) == (2, 1)
+    assert (stage.least_rows, stage_of(tokenizer, kl=False).least_rows) == (2, 1)

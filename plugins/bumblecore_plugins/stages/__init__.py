@@ -56,8 +56,8 @@ class KtoOptions(Options):
     )
     kl: bool = Field(
         True,
-        description="Compare with an estimate of the KL divergence to the reference, which takes two rows or more in a "
-        "micro-batch and a second completion for each; false compares with 0.",
+        description="Compare with an estimate of the KL divergence to the reference, over the rows of an optimizer "
+        "step (two or more), which takes a second completion for each; false compares with 0.",
     )
 
 

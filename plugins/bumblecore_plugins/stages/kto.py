@@ -1,9 +1,12 @@
 """Kahneman-Tversky optimisation: completions that are labelled one by one, desirable or not.
 
 The loss compares a row's log-ratio of policy and reference with z₀, an estimate of how far the two are apart: the mean
-log-ratio of the micro-batch's prompts, each with the completion of another row. Which row that is, is settled when rows
-are tokenized, so that the reference's figures of both completions are computed once. A row is laid out as a preference
-pair is: `[prompt | completion | other completion]`.
+log-ratio of the optimizer step's prompts, each with the completion of another row. Which row that is, is settled when
+rows are tokenized, so that the reference's figures of both completions are computed once.
+
+z₀ has no gradient, and is needed before the first row of the step is trained. So a batch holds its rows'
+`[prompt | completion]`, and beside them, among the extras, `[prompt | other completion]` of each row: these go through
+the model in a pass of their own, without gradients, over all micro-batches of the step.
 """
 
 from __future__ import annotations
@@ -31,20 +34,20 @@ from bumblecore_core.toolkit.chat import ChatEncoder, EncodedChat
 from bumblecore_core.toolkit.logprobs import TokenLogprobs
 from bumblecore_core.toolkit.packing import offsets, pack, ranges
 from bumblecore_plugins.stages.dpo import TOO_LONG
-from bumblecore_plugins.stages.pair_layout import Layout, lay_out, named_side, shared_length, summed
+from bumblecore_plugins.stages.pair_layout import named_side
 
 if TYPE_CHECKING:
     from bumblecore_core.toolkit.policy import Policy
     from bumblecore_plugins.stages import KtoOptions
 
-SIDE = {"row": "chosen", "other": "rejected"}
-"""What each of a row's two sequences is called in the layout of pairs."""
+SUMS = ("kl_sum", "kl_rows")
+"""Sum of the log-ratios of other completions, and how many they are."""
+LAID_OUT = ("input_ids", "position_ids", "cu_seqlens")
+SCORED = ("positions", "targets", "lengths")
 
 
 class FeedbackStage:
     """See `bumblecore_core.protocols.Stage`. Raises `ModelError` BC022 or BC024 as `ChatEncoder` does."""
-
-    shares_prefixes = True
 
     def __init__(self, options: KtoOptions, context: StageContext) -> None:
         self._context = context
@@ -53,6 +56,7 @@ class FeedbackStage:
         self._sides = ("row", "other") if options.kl else ("row",)
         self.columns = ("label", *(f"{side}_{what}" for side in self._sides for what in ("ids", "spans")))
         self.least_rows = len(self._sides)
+        self.statistics = SUMS if options.kl else ()
         self.reference = Reference(model=options.reference, columns=tuple(f"reference_{side}" for side in self._sides))
 
     def encode(self, *, samples: Sequence[FeedbackSample]) -> list[TokenExample | Dropped | RowError]:
@@ -88,57 +92,60 @@ class FeedbackStage:
         columns |= {"row_ids": row.input_ids[:limit], "row_spans": _fitting(row, limit)}
         if not len(columns["row_spans"]):
             return TOO_LONG
-        length = len(columns["row_ids"])
         if "other" in self._sides:
-            if other is None:  # the row itself, of which nothing is scored, keeps the layout one of pairs
-                other = EncodedChat(input_ids=row.input_ids, spans=())
+            if other is None:  # a token of which nothing is scored
+                other = EncodedChat(input_ids=row.input_ids[:1], spans=())
             columns |= {"other_ids": other.input_ids[:limit], "other_spans": _fitting(other, limit)}
-            length += len(columns["other_ids"]) - shared_length(columns["row_ids"], columns["other_ids"])
         return TokenExample(
-            columns=columns, length=length, count=1, truncated=len(row.input_ids) > limit, warnings=row.warnings
+            columns=columns,
+            length=len(columns["row_ids"]),
+            count=1,
+            truncated=len(row.input_ids) > limit,
+            warnings=row.warnings,
         )
 
     def collate(
         self, *, examples: Sequence[Mapping[str, np.ndarray]], rows: Sequence[int], counts: Sequence[int]
     ) -> Batch:
-        """The batch of R rows, laid out as `PreferenceStage` does: a row's own completion is its chosen side, the other
-        one its rejected side; the chosen sides' tokens come first among those that are scored. Extras, beside the
-        layout's: `desirable` (R,) bool, and the reference's figures (R,)."""
+        """The batch of R rows. Extras: `positions`, `targets` (N,) of the completions' tokens and `lengths` (R,) of how
+        many each row has; the same of the other completions, with the tensors of their own batch, under `other_…`;
+        `desirable` (R,) bool; and the reference's figures (R,)."""
+        batch, extras = _packed(examples, "row", rows, sum(counts))
         if "other" in self._sides:
-            pairs = [{f"{SIDE[s]}_{w}": row[f"{s}_{w}"] for s in SIDE for w in ("ids", "spans")} for row in examples]
-            layout = lay_out(pairs, late_weight=1.0)
-        else:
-            layout = _rows_alone(examples)
-        extras = dict(
-            _own_first(layout.extras), desirable=np.concatenate([row["label"] for row in examples]).astype(bool)
-        )
+            other, scored = _packed(examples, "other", rows, 0)
+            extras |= {f"other_{name}": value for name, value in scored.items()}
+            extras |= {f"other_{name}": getattr(other, name) for name in LAID_OUT}
+        extras["desirable"] = torch.from_numpy(np.concatenate([row["label"] for row in examples]).astype(bool))
         for name in self.reference.columns:
             if name in examples[0]:
-                extras[name] = np.concatenate([row[name] for row in examples])
-        batch = pack(
-            layout.documents, rows=rows, count=sum(counts), extras=extras, shared_prefixes=layout.shared_prefixes
-        )
-        return replace(batch, head_positions=len(extras["positions"]))
+                extras[name] = torch.from_numpy(np.concatenate([row[name] for row in examples]))
+        return replace(batch, extras=extras, head_positions=len(extras["positions"]))
 
     def step(self, *, policy: Policy, batch: Batch, loss: Any) -> StepOutput:
-        """The loss over (R,) log-probabilities, labels and z₀, which is this micro-batch's on this rank."""
-        summed = self.summed(policy, batch)
-        reference = batch.extras.get("reference_row")
-        desirable = batch.extras["desirable"]
-        kl, figures = summed["row"].new_zeros(()), {}
+        """The loss over (R,) log-probabilities, labels and z₀, of which the step's sums are among the extras."""
+        completion = self._summed(policy, batch, batch.extras)
+        reference, desirable = batch.extras.get("reference_row"), batch.extras["desirable"]
+        kl, figures = completion.new_zeros(()), {}
         if "reference_other" in batch.extras:
-            # Both are 0 for a row without another completion.
-            ratios = summed["other"].detach() - batch.extras["reference_other"]
-            others = (batch.extras["rejected_lengths"] > 0).sum()
-            kl = (ratios.sum() / others.clamp(min=1)).clamp(min=0)
+            total, rows = (batch.extras[name] for name in SUMS)
+            kl = (total / rows.clamp(min=1)).clamp(min=0)
             figures = {"kl": Metric(total=kl * len(desirable), weight=float(len(desirable)))}
-        output: StepOutput = loss(completion=summed["row"], reference=reference, desirable=desirable, kl=kl)
+        output: StepOutput = loss(completion=completion, reference=reference, desirable=desirable, kl=kl)
         output = replace(output, loss_sum=output.loss_sum.float())
         return replace(output, metrics={**output.metrics, **figures})
 
+    def statistics_step(self, *, policy: Policy, batch: Batch) -> dict[str, torch.Tensor]:
+        """The sum of the other completions' log-ratios, and their number, which a row without one has no part in. Of a
+        loss without a reference both are 0."""
+        if "reference_other" not in batch.extras:
+            return {name: torch.zeros((), dtype=torch.float64) for name in SUMS}
+        ratios = self._summed_others(policy, batch) - batch.extras["reference_other"]
+        return dict(zip(SUMS, (ratios.sum(), (batch.extras["other_lengths"] > 0).sum()), strict=True))
+
     def reference_step(self, *, policy: Policy, batch: Batch) -> dict[str, torch.Tensor]:
         """What the reference model says of each row."""
-        return {f"reference_{side}": summed for side, summed in self.summed(policy, batch).items()}
+        figures = {"reference_row": self._summed(policy, batch, batch.extras)}
+        return {**figures, "reference_other": self._summed_others(policy, batch)} if "other" in self._sides else figures
 
     def preview(self, *, example: Mapping[str, np.ndarray]) -> Sequence[tuple[str, bool]]:
         """The row with its completion marked, and its label."""
@@ -148,17 +155,20 @@ class FeedbackStage:
         completion = whole[len(prompt) :] if whole.startswith(prompt) else decode(ids[start:])
         return [(prompt, False), (completion, True), (f"\n({'' if example['label'][0] else 'un'}desirable)", False)]
 
-    def summed(self, policy: Policy, batch: Batch) -> dict[str, torch.Tensor]:
-        """For each side the (R,) log-probabilities of its completions. The head computes those of the other completions
-        without a gradient, since z₀ has none."""
-        hidden, head = policy.project(batch=batch, positions=batch.extras["positions"])
-        targets, own = batch.extras["targets"], len(batch.extras["chosen_at"])
-        tokens = self._logprobs(hidden=hidden[:own], head=head, targets=targets[:own])
-        if own < len(targets):
-            with torch.no_grad():
-                others = self._logprobs(hidden=hidden[own:], head=head, targets=targets[own:])
-            tokens = torch.cat([tokens, others])
-        return {side: summed(tokens, batch, SIDE[side], weighted=False) for side in self._sides}
+    def _summed_others(self, policy: Policy, batch: Batch) -> torch.Tensor:
+        """(R,) log-probabilities of the other completions, 0 for a row without one."""
+        extras = batch.extras
+        laid_out = {name: extras[f"other_{name}"] for name in LAID_OUT}
+        lengths = tuple(laid_out["cu_seqlens"].diff().tolist())
+        other = Batch(**laid_out, document_lengths=lengths, rows=batch.rows, count=0)
+        return self._summed(policy, other, {name: extras[f"other_{name}"] for name in SCORED})
+
+    def _summed(self, policy: Policy, batch: Batch, scored: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """(R,) float64 log-probabilities of completions, each a sum over its tokens."""
+        hidden, head = policy.project(batch=batch, positions=scored["positions"])
+        tokens = self._logprobs(hidden=hidden, head=head, targets=scored["targets"])
+        found: torch.Tensor = torch.segment_reduce(tokens.double(), "sum", lengths=scored["lengths"], unsafe=True)
+        return found
 
 
 def other_rows(samples: Sequence[FeedbackSample]) -> list[int]:
@@ -179,27 +189,16 @@ def _fitting(chat: EncodedChat, limit: int) -> np.ndarray:
     return np.asarray([span for span in cut if span[0] < span[1]], dtype=np.int32).reshape(-1)
 
 
-def _own_first(extras: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The extras of a layout with the chosen sides' tokens before the others among the N scored ones."""
-    count, own = len(extras["positions"]), extras["chosen_at"]
-    order = np.concatenate([own, np.setdiff1d(np.arange(count), own)])
-    moved = np.empty(count, dtype=np.int64)
-    moved[order] = np.arange(count)
-    sides = {name: moved[at] for name, at in extras.items() if name.endswith("_at")}
-    return {**extras, **sides, "positions": extras["positions"][order], "targets": extras["targets"][order]}
-
-
-def _rows_alone(examples: Sequence[Mapping[str, np.ndarray]]) -> Layout:
-    """The layout of rows that have no other completion beside them."""
-    documents = [row["row_ids"] for row in examples]
-    spans = [row["row_spans"].reshape(-1, 2).astype(np.int64) for row in examples]
+def _packed(
+    examples: Sequence[Mapping[str, np.ndarray]], side: str, rows: Sequence[int], count: int
+) -> tuple[Batch, dict[str, torch.Tensor]]:
+    """One side's documents as a batch, and which of its tokens are scored (see `collate`)."""
+    documents = [row[f"{side}_ids"] for row in examples]
+    spans = [row[f"{side}_spans"].reshape(-1, 2).astype(np.int64) for row in examples]
     scored = [ranges(edges[:, 0], edges[:, 1]) for edges in spans]
     starts = offsets(np.asarray([len(ids) for ids in documents]))[:-1]
     places = [start + at - 1 for start, at in zip(starts, scored, strict=True)]
-    extras = {
-        "positions": np.concatenate(places),
-        "targets": np.concatenate([ids[at] for ids, at in zip(documents, scored, strict=True)]).astype(np.int64),
-        "chosen_at": np.arange(sum(map(len, scored))),
-        "chosen_lengths": np.asarray([len(at) for at in scored], dtype=np.int64),
-    }
-    return Layout(documents=documents, shared_prefixes=[0] * len(documents), extras=extras)
+    targets = np.concatenate([ids[at] for ids, at in zip(documents, scored, strict=True)]).astype(np.int64)
+    found = (np.concatenate(places), targets, np.asarray([len(at) for at in scored], dtype=np.int64))
+    tensors = dict(zip(SCORED, map(torch.from_numpy, found), strict=True))
+    return pack(documents, rows=rows, count=count), tensors
