@@ -123,8 +123,8 @@ def test_skipped_steps_that_are_apart_do_not_end_the_run(monkeypatch):
 
 def test_a_skip_before_the_run_was_stopped_counts_after_it_resumes(monkeypatch):
     def resumed(**changes):
-        exact, history = Progress(step=2, skipped=1, **changes).to_state()
-        return lambda: Progress.from_state(exact, history)
+        state = Progress(step=2, skipped=1, **changes).to_state()
+        return lambda: Progress.from_state(state)
 
     # The engine counts its own steps from 0: step 2 of the run is its first.
     ended = run_ranks(monkeypatch, plan=make_plan(steps=4), poison=[(0, 0)], progress=resumed(skipped_in_a_row=1))
