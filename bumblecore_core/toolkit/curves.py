@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from bumblecore_core.errors import printable
 from bumblecore_core.toolkit.history import series
 from bumblecore_core.values import StepEvent
 
@@ -105,13 +106,13 @@ def steps_per_epoch(events: Sequence[StepEvent]) -> float | None:
 
 
 def distinct_names(directories: Sequence[Path]) -> list[str]:
-    """Of each directory the shortest end of its path that no other's path ends with."""
+    """Of each directory the shortest end of its path that no other's path ends with, fit to be shown."""
     paths = [directory.resolve().parts for directory in directories]
     names = []
     for path in paths:
         others = [other for other in paths if other != path]
         length = next(n for n in range(1, len(path) + 1) if all(other[-n:] != path[-n:] for other in others))
-        names.append(str(Path(*path[-length:])))
+        names.append(printable(str(Path(*path[-length:]))))
     return names
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
-from bumblecore_core.errors import RunError, one
+from bumblecore_core.errors import RunError, one, printable
 from bumblecore_core.values import StepEvent
 
 HISTORY_FILE = "metrics.json"
@@ -124,7 +124,9 @@ def _weighted(values: Sequence[float], decay: float) -> list[tuple[float, float]
 
 def _event(entry: Mapping[str, Any]) -> StepEvent:
     metrics = {
-        name: math.nan if value is None else float(value) for name, value in entry.items() if name not in EVENT_KEYS
+        printable(name): math.nan if value is None else float(value)
+        for name, value in entry.items()
+        if name not in EVENT_KEYS
     }
     return StepEvent(
         step=int(entry["step"]),

@@ -64,6 +64,8 @@ def check_output_directory(path: Path, *, force: bool, field: str) -> None:
     BC042 where `path` is something else or cannot be replaced."""
     path = Path(os.path.abspath(path))
     try:
+        if os.fsencode(path).decode("utf-8", "replace") != str(path):  # libraries in Rust take no other paths
+            raise _unwritable("the path is not UTF-8", path, field)
         if not os.path.lexists(path):
             return
         if path.is_symlink() or not path.is_dir():

@@ -12,6 +12,7 @@ from typing import Any
 from bumblecore_core.errors import BumbleError, ModelError, Problem, one
 from bumblecore_core.toolkit.json_files import read_json_object
 
+FIELD = "model.path"
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 LONGEST_HEADER = 100_000_000  # bytes; the safetensors library refuses longer ones
 ZIP = b"PK\x03\x04"
@@ -27,8 +28,8 @@ def weight_files(directory: Path) -> list[Path]:
             return [directory / name]
         if index.is_file():
             return _shards(index)
-    fix = "Check model.path: a stage that starts from trained weights needs them beside config.json"
-    raise one(ModelError, "BC029", f"the directory has no {SAFETENSORS}", fix, place=str(directory), field="model.path")
+    fix = "Name a model that has its weights beside config.json"
+    raise one(ModelError, "BC029", f"the directory has no {SAFETENSORS}", fix, place=str(directory), field=FIELD)
 
 
 def check_weight_files(directory: Path) -> set[str]:
@@ -48,16 +49,17 @@ def check_weight_files(directory: Path) -> set[str]:
 
 
 def _shards(index: Path) -> list[Path]:
-    weights = read_json_object(index, "model.path").get("weight_map")
+    weights = read_json_object(index, FIELD).get("weight_map")
     if not isinstance(weights, dict) or not all(isinstance(name, str) and name for name in weights.values()):
-        raise one(
-            ModelError, "BC064", "the index of the weight files is not readable", _COPY, place=str(index)
-        ) from None
+        problem = "the index of the weight files is not readable"
+        raise one(ModelError, "BC064", problem, _COPY, place=str(index), field=FIELD)
     names = sorted(set(weights.values()))
     # A link inside the directory may lead out of it: the hub's cache is made of such links, and files cannot make one.
     if outside := [name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]:
         problem = f"the index names a weight file outside of its directory: {outside[0]!r}"
-        raise one(ModelError, "BC064", problem, "Get the model from a source that you trust", place=str(index))
+        raise one(
+            ModelError, "BC064", problem, "Get the model from a source that you trust", place=str(index), field=FIELD
+        )
     missing = [name for name in names if not os.path.isfile(index.parent / name)]  # unlike Path's, for any name
     if missing:
         raise ModelError(
@@ -67,7 +69,7 @@ def _shards(index: Path) -> list[Path]:
                     problem=f"the weight file {name} is missing",
                     fix=f"Copy it again; {index.name} lists {len(names)} files",
                     place=str(index.parent / name),
-                    field="model.path",
+                    field=FIELD,
                 )
                 for name in missing
             ]
@@ -83,9 +85,11 @@ def _dtypes(file: Path) -> set[str]:
         whole = end + max((entry["data_offsets"][1] for entry in tensors), default=0) == file.stat().st_size
         dtypes = {entry["dtype"] for entry in tensors if entry["dtype"].startswith(("F", "BF"))}
     except (struct.error, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-        raise one(ModelError, "BC064", "the file is not a whole safetensors file", _COPY, place=str(file)) from None
+        problem = "the file is not a whole safetensors file"
+        raise one(ModelError, "BC064", problem, _COPY, place=str(file), field=FIELD) from None
     if not whole:
-        raise one(ModelError, "BC064", "the file is shorter or longer than its header says", _COPY, place=str(file))
+        problem = "the file is shorter or longer than its header says"
+        raise one(ModelError, "BC064", problem, _COPY, place=str(file), field=FIELD)
     return dtypes
 
 
@@ -121,4 +125,4 @@ def _check_pickled(file: Path) -> None:
 def _not_weights(file: Path) -> BumbleError:
     problem = "the file is damaged, or holds other Python objects than tensors, which are not loaded"
     fix = "Use a copy of the model with safetensors files"
-    return one(ModelError, "BC064", problem, fix, place=str(file), field="model.path")
+    return one(ModelError, "BC064", problem, fix, place=str(file), field=FIELD)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from bumblecore_core.toolkit.terminal import echo, to_json
 
 if TYPE_CHECKING:
     import torch
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""What stands for a byte of an argument that is not UTF-8, and can be escaped in JSON; no tokenizer takes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,10 +139,13 @@ def _json_prompt(line: str, place: str) -> str:
 
 
 def encode_prompts(tokenizer: Any, texts: Sequence[str], *, chat: bool, system: str | None) -> list[list[int]]:
-    """Token ids of each prompt, as such text is trained. Raises `ModelError` BC022 or `DataError` BC023."""
+    """Token ids of each prompt, as such text is trained. Raises `ModelError` BC022, or `DataError` BC020 (not UTF-8) or
+    BC023."""
     from bumblecore_core.toolkit.templates import ChatTemplate
     from bumblecore_core.toolkit.tokenizers import wants_bos
 
+    if any(not text.isascii() and SURROGATE.search(text) for text in (*texts, system or "")):
+        raise one(DataError, "BC020", "a prompt that is not UTF-8", "write it in UTF-8", field="--prompt")
     if chat:
         template = ChatTemplate(tokenizer)
         before = [] if system is None else [{"role": "system", "content": system}]

@@ -21,6 +21,7 @@ from bumblecore_core.toolkit.outputs import (
 )
 from bumblecore_core.toolkit.regular_files import require_regular
 from bumblecore_core.toolkit.terminal import echo
+from bumblecore_plugins.commands.generate import SURROGATE
 
 END_OF_TEXT = "<|endoftext|>"
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
@@ -64,6 +65,8 @@ def train(
     Its EOS is <|im_end|> with the chatml template (what closes a turn) and <|endoftext|> otherwise.
     """
     check_output_directory(output, force=force, field="--output")
+    if any(map(SURROGATE.search, special)):
+        raise one(DataError, "BC020", "a token that is not UTF-8", "write it in UTF-8", field="--special-token")
     template = read_template(chat_template)
     chatml = chat_template == "chatml"
     specials = list(dict.fromkeys([END_OF_TEXT, *(CHATML_TOKENS if chatml else ()), *special]))
@@ -185,7 +188,7 @@ def _strings(value: Any, place: str) -> Iterator[str]:
     while waiting:
         value = waiting.pop()
         if isinstance(value, str):
-            if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+            if not value.isascii() and SURROGATE.search(value):
                 raise one(DataError, "BC020", "a lone surrogate in a text", "remove it", place=place)
             yield value
         elif isinstance(value, dict | list):
