@@ -186,7 +186,7 @@ class Heartbeat:
         seen = {peer.rank: b"" for peer in self._peers}
         last, received, since_lost = time.monotonic(), 0, 0.0
         while not self._leaving:
-            tick = min(1.0, self.period)
+            tick = min(0.5, self.period)
             if select.select([self._signals], [], [], tick)[0]:
                 received = next((n for n in os.read(self._signals, 64) if n in SIGNALS), received)
             now = time.monotonic()
