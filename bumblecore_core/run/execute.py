@@ -254,7 +254,7 @@ def _train(
         plugins=RunPlugins.of(prepared.resolved),
         module=assembled.module,
         statistics=statistics_of(engine, assembled.module),
-        explain=lambda window, rates: cause_in(prepared, assembled, engine, window, rates),
+        explain=lambda *of_step: cause_in(prepared, assembled, engine, *of_step),
     )
     windows = rank_windows(
         store=prepared.store,

@@ -26,6 +26,9 @@ class Guarded:
     def __init__(self, inner: Any, plugin: Plugin, contracts: Mapping[str, Contract]) -> None:
         self._inner, self._plugin, self._contracts = inner, plugin, contracts
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Guarded, (self._inner, self._plugin, self._contracts)
+
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("__"):  # what copying and pickling look for before there is an inner object
             raise AttributeError(attribute)

@@ -48,8 +48,9 @@ class LoopOptions:
     """What the engine wraps; None where it wraps something else."""
     statistics: Statistics | None = None
     """What the stage sums over a step before it is computed."""
-    explain: Callable[[Window, Mapping[str, float]], Cause] | None = None
-    """What made a step's loss or gradient non-finite, the step's learning rates given. A collective."""
+    explain: Callable[[Window, Mapping[str, float], bool], Cause] | None = None
+    """What made a step's loss (True) or its gradient alone non-finite, the step's learning rates given. A
+    collective."""
 
 
 @dataclass(kw_only=True)
@@ -255,8 +256,9 @@ def _count_skips(
     culprits = [number for number, flag in enumerate(not_finite) if flag] or [rank]
     rows = [row for micro in window.micro_batches[culprits[0]] for row in micro.rows]
     places = [options.locate(row) for row in rows[:8]]
-    cause = options.explain(window, rates) if options.explain is not None else UNEXPLAINED
-    problem = f"the {'loss' if any(not_finite) else 'gradient'} was not finite at step {progress.step}"
+    of_loss = any(not_finite)
+    cause = options.explain(window, rates, of_loss) if options.explain is not None else UNEXPLAINED
+    problem = f"the {'loss' if of_loss else 'gradient'} was not finite at step {progress.step}"
     problem += f" on rank {culprits[0]}"
     problem += f" (rows {rows[:8]}: {', '.join(places)})" if cause.rows else ""
     problem += f", {progress.skipped_in_a_row} steps in a row; {progress.skipped} skipped in all"

@@ -48,24 +48,22 @@ UNEXPLAINED = Cause(problem="", fix="Lower optimizer.lr or look at these rows")
 
 
 def cause_in(
-    prepared: Prepared, assembled: Assembled, engine: Engine, window: Window, rates: Mapping[str, float]
+    prepared: Prepared, assembled: Assembled, engine: Engine, window: Window, rates: Mapping[str, float], of_loss: bool
 ) -> Cause:
-    """The cause of what was not finite in an optimizer step, which was made with the learning rates `rates`. A
-    collective."""
+    """The cause of what was not finite in an optimizer step with the learning rates `rates`: its loss (`of_loss`), or
+    its gradient alone. A collective."""
     micros = [
         (micro, collate(prepared.store, prepared.stage, micro.rows)) for micro in window.micro_batches[engine.rank]
     ]
     if statistics := statistics_of(engine, assembled.module):
         micros = statistics.complete(micros)
     batches = [batch for _, batch in micros]
-    return find_cause(engine, assembled.module, RunPlugins.of(prepared.resolved), batches, rates)
+    fact = first_fact(engine, assembled.module, batches)
+    return _cause(fact, RunPlugins.of(prepared.resolved), max(rates.values(), default=0.0), of_loss)
 
 
-def find_cause(
-    engine: Engine, module: TrainModule, plugins: RunPlugins, batches: Iterable[Batch], rates: Mapping[str, float]
-) -> Cause:
-    """The cause of what was not finite in this rank's `batches` of a step, or in another's. `rates`: the learning rates
-    of that step. A collective."""
+def first_fact(engine: Engine, module: TrainModule, batches: Iterable[Batch]) -> str | None:
+    """The first of `FACTS` that is not finite in this rank's `batches` of a step, or in another's. A collective."""
     found = dict.fromkeys(FACTS, False)
     found["weights"] = not _finite_weights(engine, module)
     if not _any(engine, found)["weights"]:
@@ -77,8 +75,7 @@ def find_cause(
         finally:
             module.checked_loss.watch = None
     found = _any(engine, found)
-    first = next((fact for fact in FACTS if found[fact]), None)
-    return _cause(first, plugins, max(rates.values(), default=0.0))
+    return next((fact for fact in FACTS if found[fact]), None)
 
 
 class _Watch:
@@ -136,7 +133,7 @@ def _any(engine: Engine, found: Mapping[str, bool]) -> dict[str, bool]:
     return dict(zip(FACTS, map(bool, engine.sum_over_ranks([float(found[fact]) for fact in FACTS])), strict=True))
 
 
-def _cause(fact: str | None, plugins: RunPlugins, rate: float) -> Cause:
+def _cause(fact: str | None, plugins: RunPlugins, rate: float, of_loss: bool) -> Cause:
     loss, optimizer = plugins.loss, plugins.optimizer
     if fact == "weights":
         problem = f"{optimizer} wrote weights that are not finite in an earlier step, whose gradients were finite"
@@ -152,5 +149,7 @@ def _cause(fact: str | None, plugins: RunPlugins, rate: float) -> Cause:
         what = "it" if fact == "loss" else "its gradient"
         problem = f"{loss} computed {what} from finite numbers"
         return Cause(problem=problem, fix=f"C{loss.another[1:]}", plugin=loss, rows=False)
-    problem = f"computed by {loss} and the model; it is finite in evaluation mode"
+    problem = f"{loss} and the gradient of what it is passed are finite; the model's backward pass is not"
+    if of_loss:
+        problem = f"it was computed by {loss}, and is finite when it is computed once more in evaluation mode"
     return Cause(problem=problem, fix="Lower optimizer.lr or look at these rows")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from numbers import Real
 from pathlib import Path
@@ -93,22 +94,33 @@ def figures_fault(figures: Any, names: Sequence[str], shape: tuple[int, ...]) ->
 
 
 def stage_contracts(stage: Any, vocabulary: int | None) -> dict[str, Contract]:
-    """Of the methods of a built stage; `vocabulary`: how many token ids the model knows, None where it does not say."""
+    """Of the methods of a built stage; `vocabulary`: how many token ids the model knows, None where it does not say.
+    They travel to data workers with the stage, so they pickle."""
+    columns = tuple(getattr(getattr(stage, "reference", None), "columns", ()))
+    statistics = tuple(getattr(stage, "statistics", ()))
     return {
         "collate": Contract(
             "`collate` returns the Batch of the rows that it is passed (bumblecore_core.values.Batch)",
-            lambda batch, arguments: batch_fault(batch, arguments, vocabulary),
+            partial(batch_fault, vocabulary=vocabulary),
         ),
         "preview": Contract("`preview` returns a list of (text, whether it is trained)", _preview_fault),
         "reference_step": Contract(
             "`reference_step` returns a figure of each row for each of its reference's columns",
-            lambda figures, arguments: figures_fault(figures, stage.reference.columns, (len(arguments["batch"].rows),)),
+            partial(_rows_fault, names=columns),
         ),
         "statistics_step": Contract(
             "`statistics_step` returns a scalar for each of the stage's `statistics`",
-            lambda figures, arguments: figures_fault(figures, stage.statistics, ()),
+            partial(_scalars_fault, names=statistics),
         ),
     }
+
+
+def _rows_fault(figures: Any, arguments: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    return figures_fault(figures, names, (len(arguments["batch"].rows),))
+
+
+def _scalars_fault(figures: Any, arguments: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    return figures_fault(figures, names, ())
 
 
 def _module_fault(result: Any, arguments: Mapping[str, Any]) -> str | None:

@@ -86,14 +86,16 @@ def prepare(
     records=None,
     tokenizer="bytes",
     since=None,
+    failures="",
     **data,
 ):
-    """The store of `paths` under the given data options; `formats`: name of each file's format, None for auto."""
+    """The store of `paths` under the given data options; `formats`: name of each file's format, None for auto;
+    `failures`: what the registry says of plugins that could not be loaded."""
     stage = stage if stage is not None else ByteStage()
     section = DataSection(path=[path if isinstance(path, dict) else str(path) for path in paths], **data)
     names = formats or [None] * len(section.path)
     registry = SimpleNamespace(
-        all=lambda kind: [SimpleNamespace(record=item) for item in (records or RECORDS).values()], failures=""
+        all=lambda kind: [SimpleNamespace(record=item) for item in (records or RECORDS).values()], failures=failures
     )
     return prepare_store(
         files=section.path,
