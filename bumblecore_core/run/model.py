@@ -14,8 +14,8 @@ from bumblecore_core.errors import BumbleError, ConfigError, ModelError, Problem
 from bumblecore_core.run.skeleton import without_memory
 from bumblecore_core.run.weights import stored_dtype
 from bumblecore_core.toolkit.adapters import adapter_chain, fold_in
-from bumblecore_core.toolkit.json_files import read_json_object
 from bumblecore_core.toolkit.library_errors import library_message
+from bumblecore_core.toolkit.model_config import read_model_config
 from bumblecore_core.toolkit.scorers import make_scorer_config, names_scorer, refuse_scorer, score_of
 from bumblecore_core.toolkit.seeds import derive_seed
 from bumblecore_core.toolkit.shards import whole_shape
@@ -32,7 +32,7 @@ def load_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig
 
     directory, _ = adapter_chain(directory)
-    read_json_object(directory / "config.json", "model.path")
+    read_model_config(directory, "model.path")
     with _reported(directory / "config.json"):
         return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=trust_remote_code)
 

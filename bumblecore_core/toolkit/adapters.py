@@ -20,6 +20,7 @@ from bumblecore_core.toolkit.adapter_checks import check_adapter_config, reading
 from bumblecore_core.toolkit.json_files import read_json_object
 from bumblecore_core.toolkit.library_errors import library_message
 from bumblecore_core.toolkit.limits import Exceeded, piece
+from bumblecore_core.toolkit.model_config import read_model_config
 from bumblecore_core.toolkit.regular_files import require_readable_directory
 from bumblecore_core.toolkit.scorers import is_scorer, make_scorer_config
 from bumblecore_core.toolkit.weight_files import check_weight_files
@@ -222,7 +223,7 @@ def load_model(
     from transformers.utils import logging
 
     base, adapters = adapter_chain(directory)
-    read_json_object(base / "config.json", "model.path")
+    read_model_config(base, "model.path")
     check_weight_files(base)
     logging.disable_progress_bar()
     verbosity = logging.get_verbosity()

@@ -130,3 +130,8 @@ def test_a_regular_expression_that_takes_exponential_time(base, tmp_path, monkey
 def test_what_is_no_regular_expression(pattern):
     with pytest.raises(ValueError, match="not a regular expression"):
         LoraOptions(target_modules=pattern)
+
+
+def test_a_rank_above_every_dimension_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"BC039 adapter.rank: the rank 1000000000 is larger than every dimension"):
+        wrapped(tmp_path, rank=10**9)

@@ -25,7 +25,7 @@ from bumblecore_core.toolkit.adapters import (
 from bumblecore_core.toolkit.scorers import score_of
 from bumblecore_core.toolkit.tokenizers import resolve_model_dir
 from bumblecore_plugins.adapters import LoraOptions, changes_base
-from bumblecore_plugins.adapters.targets import check_targets, saved_modules
+from bumblecore_plugins.adapters.targets import check_rank, check_targets, saved_modules
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -115,6 +115,7 @@ class Lora:
         if scores and changes_base(options.init):
             problem = f"init {options.init} takes no module in full, and a reward model's score is trained so"
             raise one(ConfigError, "BC039", problem, "Set init to default", field="adapter.init")
+        check_rank(model, options.rank)
         saved, unmatched = saved_modules(model, options.modules_to_save)
         self._warnings += [*check_targets(model, options.target_modules), *unmatched]
         plain = options.init == "default" or changes_base(options.init)

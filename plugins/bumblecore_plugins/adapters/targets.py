@@ -11,6 +11,7 @@ import torch
 from bumblecore_core import BumbleError, ConfigError, ModelError, one
 from bumblecore_core.toolkit.adapters import slow_pattern
 from bumblecore_core.toolkit.limits import Exceeded, piece
+from bumblecore_core.toolkit.shards import whole_shape
 from bumblecore_plugins.adapters import ALL_LINEAR
 
 TARGETS, SAVED = "adapter.target_modules", "adapter.modules_to_save"
@@ -47,6 +48,15 @@ def check_targets(model: Any, targets: Sequence[str] | str) -> list[str]:
         raise one(ModelError, "BC031", problem, _there_are(model), field=TARGETS)
     _refuse_tied(model, found, TARGETS)
     return [f"BC032 {TARGETS}: no module is called {_quoted(unmatched)}; {_there_are(model)}"] if unmatched else []
+
+
+def check_rank(model: Any, rank: int) -> None:
+    """Raises `ConfigError` BC039 for a rank above every dimension of the model's weights: PEFT would ask for memory
+    without a limit, and such an update has no rank that a smaller one has not."""
+    largest = max(max(whole_shape(parameter), default=0) for parameter in model.parameters())
+    if rank > largest:
+        problem = f"the rank {rank} is larger than every dimension of the model's weights ({largest})"
+        raise one(ConfigError, "BC039", problem, "Choose a small one, such as 8", field="adapter.rank")
 
 
 def saved_modules(model: Any, names: Sequence[str]) -> tuple[list[str], list[str]]:
