@@ -15,6 +15,7 @@ from bumblecore_core.run.skeleton import without_memory
 from bumblecore_core.run.weights import stored_dtype
 from bumblecore_core.toolkit.adapters import adapter_chain, fold_in
 from bumblecore_core.toolkit.library_errors import library_message
+from bumblecore_core.toolkit.loaded_weights import check_loaded_weights
 from bumblecore_core.toolkit.model_config import read_model_config
 from bumblecore_core.toolkit.scorers import make_scorer_config, names_scorer, refuse_scorer, score_of
 from bumblecore_core.toolkit.seeds import derive_seed
@@ -63,9 +64,9 @@ def build_model(
     `attention.select_attention`); it is not written to a saved config.json. `skeleton`: the same model without weights:
     parameters have shape and dtype and no memory.
 
-    Raises `ModelError`: BC029 (a weight file is missing), BC030 (missing, unexpected or misshapen weights), BC064
-    (anything else that keeps the model from loading), and `ConfigError` BC039 where the model has no gradient
-    checkpointing.
+    Raises `ModelError`: BC029 (a weight file is missing), BC030 (missing, unexpected, misshapen or wrongly loaded
+    weights), BC064 (anything else that keeps the model from loading), and `ConfigError` BC039 where the model has no
+    gradient checkpointing.
     """
     config = load_config(directory, trust_remote_code=trust_remote_code)
     base, adapters = adapter_chain(directory)
@@ -184,6 +185,7 @@ def _from_weights(config: Any, directory: Path, head: ModelHead, *, fresh_score:
         )
     _require_score(model, head, directory)
     _check_loaded(info, directory, fresh_score=fresh_score)
+    check_loaded_weights(model, directory, fresh=[SCORE_WEIGHT] if fresh_score else [])
     return model
 
 

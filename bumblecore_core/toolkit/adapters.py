@@ -20,6 +20,7 @@ from bumblecore_core.toolkit.adapter_checks import check_adapter_config, reading
 from bumblecore_core.toolkit.json_files import read_json_object
 from bumblecore_core.toolkit.library_errors import library_message
 from bumblecore_core.toolkit.limits import Exceeded, piece
+from bumblecore_core.toolkit.loaded_weights import check_loaded_weights
 from bumblecore_core.toolkit.model_config import read_model_config
 from bumblecore_core.toolkit.regular_files import require_readable_directory
 from bumblecore_core.toolkit.scorers import is_scorer, make_scorer_config
@@ -247,6 +248,7 @@ def load_model(
         raise one(ModelError, "BC064", problem, "check that its files are whole", place=str(base)) from error
     finally:
         logging.set_verbosity(verbosity)
+    check_loaded_weights(model, base)
     dtype = dtype or model.dtype
     if adapters:
         _cast(model, torch.float32)
