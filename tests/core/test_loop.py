@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from bumblecore_core.errors import RunError
-from bumblecore_core.run.blame import Plugin
+from bumblecore_core.errors import PluginError, RunError
+from bumblecore_core.run.blame import Plugin, RunPlugins
 from bumblecore_core.run.checkpoint.saver import VOTES
 from bumblecore_core.run.data.plan import BatchPlan, PlanOptions
 from bumblecore_core.run.loggers import Loggers
@@ -15,6 +15,7 @@ from bumblecore_core.run.loop import LoopOptions, train
 from bumblecore_core.run.progress import Progress
 from bumblecore_core.values import Batch, Metric, StepOutput, StepResult
 
+KEYS = ("stage", "loss", "optimizer", "scheduler", "engine")
 COUNTS = np.asarray([3, 1, 4, 1, 5, 9, 2])
 
 
@@ -232,6 +233,15 @@ def test_a_logger_that_raises_is_reported_once_and_dropped(capsys):
     assert len(events) == 3
     said = capsys.readouterr().err
     assert said.count("BC060 logger 'broken' raised ValueError: no pen") == 1
+
+
+def test_a_rate_that_goes_wrong_while_training_names_the_scheduler():
+    engine = PlainEngine()
+    engine.learning_rates = lambda: {"decay": 0.5 if len(engine.steps) < 2 else math.nan}
+    plugins = RunPlugins(**{key: Plugin(f"{key}s", "odd", "here") for key in KEYS}, adapter=None)
+    with pytest.raises(PluginError, match=r"BC081 schedulers.odd: .* a learning rate of nan in step 3 of 3"):
+        run(engine, plugins=plugins)
+    assert len(engine.steps) == 2
 
 
 def test_logging_steps_thin_the_events_but_keep_the_last():

@@ -126,3 +126,32 @@ def test_options_that_do_not_fit_the_run_are_a_config_error(name, options, words
 def test_a_warmup_ratio_rounds_up():
     options = RECORDS["linear"].options(warmup_ratio=0.03)
     assert [options.resolved_warmup(total) for total in (1, 33, 34, 100)] == [1, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("linear", {"warmup_steps": TOTAL + 1}, "a warm-up of 38 steps is longer than the run of 37"),
+        ("cosine_with_min_lr", {"min_lr": 2e-4}, "min_lr 0.0002 is above the learning rate, 0.00015"),
+        ("reduce_on_plateau", {"min_lr": 2e-4}, "min_lr 0.0002 is above"),
+        ("polynomial", {"lr_end": 2e-4}, "lr_end 0.0002 is above"),
+    ],
+)
+def test_a_long_warm_up_and_a_lowest_rate_above_a_groups_are_refused(name, options, words):
+    record = RECORDS[name]
+    with pytest.raises(ConfigError, match=words) as caught:
+        record.build(options=record.options(**options), optimizer=optimizer_of_two_groups(), total_steps=TOTAL)
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.field) == ("BC039", f"scheduler.{next(iter(options))}")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("polynomial", {"lr_end": 1e-5}), ("cosine_with_min_lr", {"min_lr": 1e-5})]
+)
+def test_the_last_rate_is_absolute_for_an_optimizer_whose_rates_are_set_by_group(name, options):
+    """As in the example of `bumble_optimizers`: torch's default rate is not the run's."""
+    groups = [{"params": [torch.nn.Parameter(torch.ones(2))], "lr": LR}]
+    record, optimizer = RECORDS[name], torch.optim.SGD(groups)
+    assert optimizer.defaults["lr"] != LR
+    scheduler = record.build(options=record.options(**options), optimizer=optimizer, total_steps=TOTAL)
+    assert rates(optimizer, scheduler, TOTAL + 1)[-1] == [pytest.approx(1e-5)]
