@@ -25,6 +25,7 @@ def printable(text: str, *, keep: str = "") -> str:
         return character if character in keep else character.encode("unicode_escape").decode("ascii")
 
     return UNPRINTABLE.sub(escape, text)
+LONGEST_PLACE, LONGEST_FIELD, LONGEST_TEXT = 4200, 200, 2000  # a path that can be opened has at most 4,096 characters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +41,26 @@ class Problem:
     def __str__(self) -> str:
         where = " ".join(part for part in (self.code, self.place, self.field) if part)
         return printable(f"{where}: {_sentence(self.problem)} {_sentence(self.fix)}".rstrip())
+        place, field = _cut(self.place, LONGEST_PLACE), _cut(self.field, LONGEST_FIELD)
+        where = " ".join(part for part in (self.code, place, field) if part)
+        return _escaped(f"{where}: {_sentence(self.problem)} {_sentence(self.fix)}".rstrip())
 
 
 def _sentence(text: str) -> str:
     """`text` on one line, ended by a full stop (a problem must stay one line, whatever a library's message holds)."""
-    text = " ".join(text.split())
-    return text if not text or text[-1] in ".!?" else text + "."
+    text = _cut(" ".join(text.split()), LONGEST_TEXT)
+    return text if not text or text[-1] in ".!?…" else text + "."
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _escaped(text: str) -> str:
+    """`text` with escapes for what would change the terminal or cannot be encoded: a path or key may hold anything."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 @dataclass(eq=False)
