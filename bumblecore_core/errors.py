@@ -216,4 +216,5 @@ CODES: dict[str, str] = {
     "BC078": "a worker process died",
     "BC081": "a learning rate is not finite or is negative",
     "BC082": "a loss is a mean where a sum is wanted, or its count does not add up",
+    "BC094": "an installed library has a version that is not supported",
 }

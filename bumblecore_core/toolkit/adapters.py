@@ -22,6 +22,7 @@ from bumblecore_core.toolkit.library_errors import library_message
 from bumblecore_core.toolkit.limits import Exceeded, piece
 from bumblecore_core.toolkit.loaded_weights import check_loaded_weights
 from bumblecore_core.toolkit.model_config import read_model_config
+from bumblecore_core.toolkit.packages import MODEL_LIBRARIES, require_supported
 from bumblecore_core.toolkit.regular_files import require_readable_directory
 from bumblecore_core.toolkit.scorers import is_scorer, make_scorer_config
 from bumblecore_core.toolkit.weight_files import check_weight_files
@@ -81,7 +82,9 @@ def tokenizer_source(directory: Path) -> Path:
 
 
 def read_adapter_config(directory: Path, *, field: str = "model.path") -> Any:
-    """The PEFT config in `directory`, checked. Raises `ModelError` BC064."""
+    """The PEFT config in `directory`, checked. Raises `ModelError` BC064, and `RunError` BC094 for an unsupported
+    PEFT."""
+    require_supported("peft")
     from peft import PeftConfig
 
     read_json_object(directory / ADAPTER_CONFIG, field)
@@ -218,7 +221,9 @@ def load_model(
 ) -> Any:
     """The model of a directory, ready to use, in `dtype` or its own. Of an adapter's directory: its base with the
     adapters folded in float32 (which takes 4 bytes a parameter meanwhile) and rounded once. A reward model's batches
-    are filled up with `pad_token_id`. Raises `ModelError`."""
+    are filled up with `pad_token_id`. Raises `ModelError`, and `RunError` BC094 for an unsupported version of a
+    library."""
+    require_supported(*MODEL_LIBRARIES)
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.utils import logging

@@ -1,10 +1,19 @@
-"""Optional packages: said in one line where a plugin needs one that is not installed."""
+"""Packages that a run needs: installed, and in a supported version."""
 
 from __future__ import annotations
 
-from importlib import util
+from collections.abc import Mapping
+from functools import cache
+from importlib import metadata, util
+from typing import TYPE_CHECKING
 
-from bumblecore_core.errors import PluginError, one
+from bumblecore_core.errors import PluginError, RunError, one
+
+if TYPE_CHECKING:
+    from packaging.specifiers import SpecifierSet
+
+MODEL_LIBRARIES = ("torch", "transformers", "safetensors", "accelerate")
+"""What loads models. Older versions can load wrong weights without an error."""
 
 
 def require_package(module: str, *, extra: str, field: str) -> None:
@@ -17,3 +26,36 @@ def require_package(module: str, *, extra: str, field: str) -> None:
     if found is None or found.origin is None:
         problem, fix = f"the package '{module}' is not installed", f"Install it: pip install 'bumblecore[{extra}]'"
         raise one(PluginError, "BC071", problem, fix, field=field)
+
+
+def require_supported(*names: str, field: str = "") -> None:
+    """Raises `RunError` BC094 if an installed library has a version outside the range that bumblecore requires.
+
+    pip checks the range when it installs bumblecore, but not when another package changes the library afterwards.
+    `field`: the config key that needs the library.
+    """
+    for name in names:
+        try:
+            installed = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        supported = supported_versions().get(name)
+        # a development version or release candidate within the range is accepted
+        if supported is not None and not supported.contains(installed, prereleases=True):
+            problem = f"{name} {installed} is installed, and bumblecore requires {name} {supported}"
+            raise one(
+                RunError, "BC094", problem, f"Install a supported version: pip install '{name}{supported}'", field=field
+            )
+
+
+@cache
+def supported_versions() -> Mapping[str, SpecifierSet]:
+    """The version range of each required library, from the metadata of the installed bumblecore (pyproject.toml)."""
+    from packaging.requirements import Requirement
+
+    try:
+        lines = metadata.requires("bumblecore") or []
+    except metadata.PackageNotFoundError:
+        return {}
+    found = map(Requirement, lines)
+    return {each.name: each.specifier for each in found if each.marker is None or each.marker.evaluate({"extra": ""})}

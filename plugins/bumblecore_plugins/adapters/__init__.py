@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator, model_validator
 
 from bumblecore_core import AdapterRecord, Options, hookimpl
+from bumblecore_core.toolkit.packages import require_supported
 
 if TYPE_CHECKING:
     from bumblecore_core.protocols import Adapter
@@ -94,6 +95,7 @@ def _list(names: Sequence[str]) -> str:
 
 
 def _lora(*, options: Any) -> Adapter:
+    require_supported("peft", field="adapter")
     from bumblecore_plugins.adapters.lora import Lora
 
     return Lora(options)

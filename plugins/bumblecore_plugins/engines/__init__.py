@@ -6,6 +6,7 @@ from pydantic import Field
 
 from bumblecore_core import ByContent, EngineContext, EngineRecord, Options, PerHost, hookimpl
 from bumblecore_core.protocols import Engine
+from bumblecore_core.toolkit.packages import require_supported
 
 
 class TorchOptions(Options):
@@ -58,6 +59,8 @@ class DeepSpeedOptions(Options):
 
 
 def _deepspeed(*, options: DeepSpeedOptions, context: EngineContext) -> Engine:
+    # private attributes of ZeRO's optimizers are used: in another version they may be missing or mean something else
+    require_supported("deepspeed", field="engine")
     from bumblecore_plugins.engines.deepspeed_engine import DeepSpeedEngine
 
     return DeepSpeedEngine(options=options, context=context)
