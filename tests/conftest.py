@@ -3,6 +3,11 @@
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A loaded machine must not fail a test: no time limits for examples.
+settings.register_profile("bumblecore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("bumblecore")
 
 from bumblecore_core.cli.threads import let_idle_threads_sleep
 
@@ -13,6 +18,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_fsync():
+    """Tests kill processes, never the machine: what was written is there without fsync, which costs as much time as the
+    rest of a save."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(autouse=True)
