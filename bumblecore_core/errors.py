@@ -25,6 +25,8 @@ def printable(text: str, *, keep: str = "") -> str:
         return character if character in keep else character.encode("unicode_escape").decode("ascii")
 
     return UNPRINTABLE.sub(escape, text)
+
+
 LONGEST_PLACE, LONGEST_FIELD, LONGEST_TEXT = 4200, 200, 2000  # a path that can be opened has at most 4,096 characters
 
 

@@ -5,11 +5,11 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
+from bumblecore_core.cli.threads import let_idle_threads_sleep
+
 # A loaded machine must not fail a test: no time limits for examples.
 settings.register_profile("bumblecore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("bumblecore")
-
-from bumblecore_core.cli.threads import let_idle_threads_sleep
 
 let_idle_threads_sleep()
 # One thread: tests' models are tiny, and two workers with two threads each would only wait for one another.

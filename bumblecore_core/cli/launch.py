@@ -18,6 +18,7 @@ from bumblecore_core.cli.launched import INTERRUPTED, LAUNCHER, left_in
 from bumblecore_core.errors import ConfigError, RunError, one
 from bumblecore_core.registry import PluginSwitches
 from bumblecore_core.run.interrupts import AS_A_SHELL_DOES, SIGNALS
+from bumblecore_core.toolkit.disk import disk_code
 from bumblecore_core.toolkit.launch_environment import other_launcher
 from bumblecore_core.toolkit.rank_errors import LAUNCHED, Failure
 from bumblecore_core.toolkit.terminal import echo
@@ -81,12 +82,23 @@ def launch(command: Sequence[str], processes: int) -> int:
     """
     from bumblecore_core.cli.elastic import Agent
 
-    with tempfile.TemporaryDirectory(prefix="bumble-run-") as directory:
+    with _temporary_directory() as directory:
         place = Path(directory)
         with _environment(_for_ranks(processes, place)):
             agent = Agent(command, processes, place)
             agent.until_all_ended()
         return _told(agent, left_in(place))
+
+
+def _temporary_directory() -> tempfile.TemporaryDirectory[str]:
+    """Raises `RunError` BC045 or BC042."""
+    try:
+        return tempfile.TemporaryDirectory(prefix="bumble-run-")
+    except OSError as error:  # no usable directory at all, too
+        place = tempfile.tempdir or os.environ.get("TMPDIR", "")
+        problem = f"no temporary directory can be created: {error.strerror or error}"
+        fix = "Free some space there, or set TMPDIR to a directory on another disk"
+        raise one(RunError, disk_code(error) or "BC042", problem, fix, place=place, field="TMPDIR") from error
 
 
 def _for_ranks(processes: int, place: Path) -> dict[str, str]:

@@ -20,7 +20,8 @@ from bumblecore_core.cli.threads import let_idle_threads_sleep
 from bumblecore_core.errors import BumbleError, PluginError, one, printable
 from bumblecore_core.registry import PluginSwitches, Provided, Registry, load_registry
 from bumblecore_core.registry.collect import clash, one_line
-from bumblecore_core.run.console import say
+from bumblecore_core.run.console import output_may_fail, say
+from bumblecore_core.run.files import failing_disk
 from bumblecore_core.run.interrupts import AS_A_SHELL_DOES, EarlyInterrupts, interrupted_by
 from bumblecore_core.toolkit.rank_errors import print_rank_error
 from bumblecore_core.toolkit.terminal import echo, escape_logs, show_defect
@@ -193,9 +194,12 @@ def main(args: Sequence[str] | None = None) -> None:
     escape_logs()
     sys.excepthook = show_defect
     try:
-        with EarlyInterrupts():  # signals raise, so that every command cleans up
+        with EarlyInterrupts(), failing_disk():  # signals raise, so that every command cleans up
             code = bumble.main(args=None if args is None else list(args), prog_name="bumble", standalone_mode=False)
+            sys.stdout.flush()
     except BumbleError as error:
+        with output_may_fail():  # what is left of it would fail again when the process ends
+            sys.stdout.flush()
         _say(error)
         sys.exit(error.exit_code)
     except click.ClickException as error:

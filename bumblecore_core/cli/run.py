@@ -12,6 +12,8 @@ from bumblecore_core.cli.launch import bumble_command, launch, nproc_option
 from bumblecore_core.cli.launched import told_to_launcher
 from bumblecore_core.cli.root import AppContext, app_of
 from bumblecore_core.cli.sets import set_option
+from bumblecore_core.run.console import output_may_fail
+from bumblecore_core.run.files import failing_disk
 from bumblecore_core.run.interrupts import AS_A_SHELL_DOES
 from bumblecore_core.toolkit.terminal import echo
 
@@ -53,7 +55,7 @@ def run(
         overrides = (*overrides, f"checkpoint.resume={json.dumps(resume)}")
     if allow:
         overrides = (*overrides, f"checkpoint.allow={json.dumps(list(allow))}")
-    with told_to_launcher():
+    with told_to_launcher(), failing_disk():
         resolved = _checked(app, configs, overrides, overwrite=overwrite)
         if processes == 1:
             ctx.exit(_train(app, resolved, overwrite=overwrite, profile=profile_plugins))
@@ -89,9 +91,17 @@ def _train(app: AppContext, resolved: Sequence[ResolvedRun], *, overwrite: bool,
     for one in resolved:
         times = PluginTimes() if profile else None
         with located(one):
-            outcome = execute(one, app.registry(), app.switches, overwrite=overwrite, announce=announce, times=times)
+            outcome = execute(
+                one,
+                app.registry(),
+                app.switches,
+                overwrite=overwrite,
+                announce=output_may_fail()(announce),
+                times=times,
+            )
         if outcome.rank == 0:
-            ended(one.config.output_dir, outcome, overwrite=overwrite)
+            with output_may_fail():
+                ended(one.config.output_dir, outcome, overwrite=overwrite)
         if outcome.rank == 0 and times is not None:
             echo("\n".join(["time per plugin and phase (phases nest)", *times.lines(outcome.result.seconds)]))
         if outcome.stopped_by:

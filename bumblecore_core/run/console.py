@@ -6,7 +6,8 @@ import logging
 import os
 import stat
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from bumblecore_core.errors import printable
 
@@ -35,6 +36,15 @@ def silence(descriptor: int) -> None:
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, descriptor)
         os.close(nothing)
+
+
+@contextmanager
+def output_may_fail() -> Iterator[None]:
+    """A failure to write to standard output (a closed terminal, a full disk) silences it and does not end a run."""
+    try:
+        yield
+    except OSError:
+        silence(1)
 
 
 def silence_if_dead() -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bumblecore_core.errors import RunError, one
+from bumblecore_core.run.files import disk_errors
 
 LOCK = ".lock"
 
@@ -26,7 +27,8 @@ def held(directory: Path, *, needed: bool) -> Iterator[None]:
         yield
         return
     path = directory / LOCK
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    with disk_errors(directory):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -35,8 +37,9 @@ def held(directory: Path, *, needed: bool) -> Iterator[None]:
         except OSError:
             pass  # no locks here (some network file systems): nothing can be told about other processes
         else:
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
+            with disk_errors(directory):
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
         yield
     finally:
         os.close(descriptor)

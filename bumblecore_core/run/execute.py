@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bumblecore_core.config.resolved import ResolvedRun
-from bumblecore_core.errors import BumbleError
+from bumblecore_core.errors import BumbleError, RunError
 from bumblecore_core.protocols import Engine
 from bumblecore_core.registry import PluginSwitches, Registry
 from bumblecore_core.run import output_dir
@@ -210,7 +210,7 @@ def _run(
             )
             loggers.finish(result)
             if speaks:
-                with suppress(OSError):  # a full disk must not hide why the run ended
+                with suppress(OSError, RunError):  # a full disk must not hide why the run ended
                     write_info(info, result, reads=resolved.stage.record.reads)
     engine.barrier()  # a rank that dies while it ends the run must not leave the others with a success
     return Outcome(result=result, rank=engine.rank, stopped_by=stopped_by)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from bumblecore_core.errors import RunError, one
+from bumblecore_core.errors import BumbleError, RunError, one
+from bumblecore_core.toolkit.disk import FAILING, FULL, disk_code
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FIXES = {"BC045": "Free some space and run again", "BC042": "Check the disk and the directory's permissions"}
 WRITING, OUTGOING, REMOVING = ".writing", ".outgoing", ".removing"
 PROBE = re.compile(r"\.probe-\d+")
 LEFTOVER = re.compile(
@@ -39,10 +39,16 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a text file atomically."""
+    """Replaces a text file atomically. Raises `RunError` BC045 or BC042, and leaves the file as it was."""
     temporary = writing_path(path)
-    write_synced(temporary, text.encode())
-    temporary.replace(path)
+    try:
+        with disk_errors(path):
+            write_synced(temporary, text.encode())
+            temporary.replace(path)
+    except RunError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def writing_path(path: Path) -> Path:
@@ -105,15 +111,26 @@ def disk_errors(directory: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not is_disk_error(error):
+        code = "BC042" if isinstance(error, SafetensorError) and disk_code(error) is None else disk_code(error)
+        if code is None or isinstance(error, BumbleError):
             raise
-        full = getattr(error, "errno", None) in FULL or any(f"(os error {number})" in str(error) for number in FULL)
-        fix = "Free some space and run again" if full else "Check the disk and the directory's permissions"
-        code = "BC045" if full else "BC042"
-        raise one(RunError, code, f"saving failed: {error}", fix, place=str(directory)) from error
+        raise one(RunError, code, f"saving failed: {error}", FIXES[code], place=str(directory)) from error
 
 
 def is_disk_error(error: BaseException) -> bool:
     """Whether writing failed for the system's reasons, and not by a fault of the code that wrote."""
-    # safetensors and tokenizers write in Rust and give the system's error as text, in exceptions of their own
-    return isinstance(error, OSError | SafetensorError) or "(os error " in str(error)
+    return isinstance(error, SafetensorError) or disk_code(error) is not None
+
+
+@contextmanager
+def failing_disk() -> Iterator[None]:
+    """Turns what a full or broken disk raises, wherever that was, into `RunError`: the last resort, for writes that
+    nobody has a better message for (temporary files of libraries, redirected output)."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (*FULL, *FAILING):
+            raise
+        code, place = disk_code(error) or "BC042", error.filename
+        problem = f"a file or the output could not be written: {error.strerror}"
+        raise one(RunError, code, problem, FIXES[code], place=str(place or "")) from error

@@ -6,11 +6,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bumblecore_core.errors import BumbleError
 from bumblecore_core.protocols import Logger
 from bumblecore_core.registry.collect import one_line
 from bumblecore_core.run.blame import Plugin, place_of
 from bumblecore_core.run.console import say
+from bumblecore_core.toolkit.disk import FAILING, FULL, disk_code
 from bumblecore_core.values import RunInfo, RunResult, StepEvent
+
+DISK_CODES = ("BC042", "BC045")
 
 
 class Loggers:
@@ -42,7 +46,14 @@ class Loggers:
                 call(logger)
             except (Exception, SystemExit) as error:
                 self._alive.remove(entry)
-                say(
-                    f"warning: BC060 logger '{plugin.name}' raised {one_line(error)} ({place_of(error)}, module "
-                    f"{plugin.module}); it is dropped, training continues."
-                )
+                say(f"warning: {_described(plugin, error)}; it is dropped, training continues.")
+
+
+def _described(plugin: Plugin, error: BaseException) -> str:
+    """A failure of the disk is not the logger's fault."""
+    if isinstance(error, OSError) and error.errno in (*FULL, *FAILING):
+        place = f" ({error.filename})" if isinstance(error.filename, str) else ""
+        return f"{disk_code(error)} logger '{plugin.name}' cannot write: {error.strerror}{place}"
+    if isinstance(error, BumbleError) and all(problem.code in DISK_CODES for problem in error.problems):
+        return f"{error.problems[0].code} logger '{plugin.name}': {error.problems[0].problem}"
+    return f"BC060 logger '{plugin.name}' raised {one_line(error)} ({place_of(error)}, module {plugin.module})"

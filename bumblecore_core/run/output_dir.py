@@ -26,6 +26,7 @@ from bumblecore_core.run.lock import (
     reshaping_options,
 )
 from bumblecore_core.run.named_files import require_named_files
+from bumblecore_core.toolkit.disk import disk_code
 from bumblecore_core.toolkit.history import HISTORY_FILE, INFO_FILE, LOCK_FILE, RUN_FILE
 from bumblecore_core.toolkit.regular_files import irregular
 
@@ -39,7 +40,8 @@ NO_CHECKPOINT = (
 
 
 def require_writable(directory: Path) -> None:
-    """Creates the directory; raises `RunError` BC042 where it cannot be written (before anything expensive runs)."""
+    """Creates the directory; raises `RunError` where it cannot be written (before anything expensive runs): BC042, or
+    BC045 for a full disk."""
     probe = directory / f".probe-{os.getpid()}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -48,7 +50,9 @@ def require_writable(directory: Path) -> None:
     except OSError as error:
         fix = "Choose another output_dir, or make this one writable"
         problem = f"cannot write here: {error.strerror}"
-        raise one(RunError, "BC042", problem, fix, place=str(directory), field="output_dir") from error
+        raise one(
+            RunError, disk_code(error) or "BC042", problem, fix, place=str(directory), field="output_dir"
+        ) from error
 
 
 def finished_run(resolved: ResolvedRun) -> Mapping[str, Any] | None:

@@ -26,6 +26,7 @@ from bumblecore_core.toolkit.curves import (
     steps_per_epoch,
     with_gaps,
 )
+from bumblecore_core.toolkit.disk import disk_code
 from bumblecore_core.toolkit.drawing import (
     BLUE,
     GREEN,
@@ -151,7 +152,7 @@ def overlay_figure(runs: Sequence[RunRecord], *, x: Axis = "step") -> Figure:
 def write_figure(figure: Figure, path: Path) -> None:
     """Writes a picture, in the format that the suffix names (.png, .svg, .pdf), so that it is whole or not there.
 
-    Raises `RunError`: BC061 for another suffix, BC042 where it cannot be written.
+    Raises `RunError`: BC061 for another suffix, BC042 where it cannot be written, BC045 where the disk is full.
     """
     if path.suffix.lower() not in FORMATS:
         problem = f"'{path.suffix}' is no picture format that can be written"
@@ -161,8 +162,8 @@ def write_figure(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, format=path.suffix.lower()[1:], dpi=DOTS_PER_INCH, facecolor="white")
         os.replace(temporary, path)
     except OSError as error:
-        problem = f"the picture cannot be written: {error.strerror}"
-        raise one(RunError, "BC042", problem, "Name another place", place=str(path)) from error
+        problem = f"the picture cannot be written: {error.strerror or error}"
+        raise one(RunError, disk_code(error) or "BC042", problem, "Name another place", place=str(path)) from error
     finally:
         with suppress(OSError):
             temporary.unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable
 
 from bumblecore_core import RunInfo, RunResult, StepEvent
 from bumblecore_core.errors import printable
@@ -20,7 +21,9 @@ class LogFile:
     def start(self, *, info: RunInfo) -> None:
         path = info.output_dir / "logs" / "train.log"
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._handler = logging.FileHandler(path, encoding="utf-8")
+        self._failure: OSError | None = None
+        self._listener: _Listener | None = None
+        self._handler = _File(path, encoding="utf-8")
         self._handler.setFormatter(_EscapingFormatter("%(asctime)s %(message)s"))
         for line in summary_lines(info):
             self._write(line)
@@ -47,24 +50,46 @@ class LogFile:
     def _listen(self) -> None:
         """Takes other loggers' records and Python's warnings too. Python's last resort, which shows warnings that
         nobody handles on stderr, falls silent once there is a handler: it is called from there."""
-        self._listener = _Listener(self._handler, show=not logging.getLogger().handlers)
+        self._listener = _Listener(self._handle, show=not logging.getLogger().handlers)
         for name in LOGGERS:
             logging.getLogger(name).addHandler(self._listener)
         self._show_warning = warnings.showwarning
 
         def show(message, category, filename, lineno, file=None, line=None) -> None:
-            self._write(f"{filename}:{lineno}: {category.__name__}: {message}")
+            self._note(f"{filename}:{lineno}: {category.__name__}: {message}")
             self._show_warning(message, category, filename, lineno, file, line)
 
         warnings.showwarning = show
 
     def _stop_listening(self) -> None:
+        if self._listener is None:
+            return
         warnings.showwarning = self._show_warning
         for name in LOGGERS:
             logging.getLogger(name).removeHandler(self._listener)
 
     def _write(self, line: str) -> None:
-        self._handler.emit(logging.LogRecord("bumble", logging.INFO, "", 0, line, None, None))
+        """Raises `OSError`, and takes no records any more then."""
+        self._note(line)
+        if self._failure is not None:
+            self._stop_listening()
+            raise self._failure
+
+    def _note(self, line: str) -> None:
+        self._handle(logging.LogRecord("bumble", logging.INFO, "", 0, line, None, None))
+
+    def _handle(self, record: logging.LogRecord) -> None:
+        """A failure to write is raised at the next event, not in the library that has something to say."""
+        if self._failure is None:
+            try:
+                self._handler.handle(record)
+            except OSError as error:
+                self._failure = error
+
+
+class _File(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise  # what `logging` would print, with a traceback, for every record
 
 
 class _EscapingFormatter(logging.Formatter):
@@ -75,16 +100,16 @@ class _EscapingFormatter(logging.Formatter):
 
 
 class _Listener(logging.Handler):
-    """Writes records to the log file's handler, each once."""
+    """Hands records on to `write`, each once."""
 
-    def __init__(self, target: logging.Handler, *, show: bool) -> None:
+    def __init__(self, write: Callable[[logging.LogRecord], None], *, show: bool) -> None:
         super().__init__()
-        self._target, self._show, self._last = target, show, None
+        self._write, self._show, self._last = write, show, None
 
     def emit(self, record: logging.LogRecord) -> None:
         if record is self._last:  # it came from a logger that passes its records on to the root
             return
         self._last = record
-        self._target.handle(record)
+        self._write(record)
         if self._show and not record.name.startswith("transformers") and record.levelno >= logging.WARNING:
             logging.lastResort.handle(record)

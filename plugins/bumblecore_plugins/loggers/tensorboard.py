@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,6 +52,7 @@ class TensorBoard:
         directory.mkdir(parents=True, exist_ok=True)
         for earlier in directory.glob("events.out.tfevents.*"):
             earlier.unlink()
+        _say_nothing_of_the_writing_thread()
         self._writer = SummaryWriter(str(directory), max_queue=QUEUE, flush_secs=FLUSH_SECONDS)
         config = yaml.safe_dump(dict(info.config), sort_keys=False, allow_unicode=True)
         self._write(_text("config", f"```yaml\n{config}```"))
@@ -72,6 +74,7 @@ class TensorBoard:
     def finish(self, *, result: RunResult) -> None:
         end = SessionEndInfo(status=STATUS[result.status], end_time_secs=time.time())
         self._write(_session(metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=end)))
+        self._writer.flush()  # raises what the writing thread met, which close() does not
         self._writer.close()
 
     def _add(self, event: StepEvent) -> None:
@@ -83,6 +86,20 @@ class TensorBoard:
 
     def _write(self, summary: Summary) -> None:
         self._writer.file_writer.add_summary(summary, 0)
+
+
+def _say_nothing_of_the_writing_thread() -> None:
+    """An error of the disk in TensorBoard's thread is raised by the next call: no traceback of the thread too."""
+    before = threading.excepthook
+    if getattr(before, "silent_on_disk_errors", False):
+        return
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if not (isinstance(failed.exc_value, OSError) and type(failed.thread).__module__.startswith("tensorboard.")):
+            before(failed)
+
+    hook.silent_on_disk_errors = True
+    threading.excepthook = hook
 
 
 def _text(tag: str, markdown: str) -> Summary:

@@ -1,0 +1,16 @@
+"""Which error code a failure of the disk has."""
+
+from __future__ import annotations
+
+import errno
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FAILING = (errno.EIO, errno.EROFS, errno.EFBIG)
+
+
+def disk_code(error: BaseException) -> str | None:
+    """BC045 where the disk is full, BC042 for another failure to write, None where `error` is none of a disk. Libraries
+    in Rust (safetensors, tokenizers) give the system's error as text, in exceptions of their own."""
+    if getattr(error, "errno", None) in FULL or any(f"(os error {number})" in str(error) for number in FULL):
+        return "BC045"
+    return "BC042" if isinstance(error, OSError) or "(os error " in str(error) else None
