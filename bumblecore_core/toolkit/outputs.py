@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -13,9 +12,9 @@ from pathlib import Path
 import click
 
 from bumblecore_core.errors import BumbleError, RunError, one
+from bumblecore_core.toolkit.disk import disk_code
 from bumblecore_core.toolkit.permissions import follow_umask
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 TOKENIZER_OUTPUT = (
     *("tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.*", "merges.txt", "chat_template.jinja"),
@@ -147,6 +146,6 @@ def _unwritable(problem: str, path: Path, field: str) -> BumbleError:
 
 def _failed(error: Exception, path: Path, field: str) -> BumbleError:
     problem = f"the output cannot be written: {getattr(error, 'strerror', None) or error}"
-    if getattr(error, "errno", None) in FULL or any(f"(os error {number})" in str(error) for number in FULL):
+    if disk_code(error) == "BC045":
         return one(RunError, "BC045", problem, "Free some space and run again", place=str(path), field=field)
     return _unwritable(problem, path, field)
