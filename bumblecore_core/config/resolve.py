@@ -17,8 +17,8 @@ from bumblecore_core.config.conflicts import conflicts, drop_beaten
 from bumblecore_core.config.keys import KeyPath, dotted
 from bumblecore_core.config.load import LoadedConfig, load_config
 from bumblecore_core.config.overrides import COMMAND_LINE
-from bumblecore_core.config.problems import misread, problems_of
-from bumblecore_core.config.resolved import ResolvedRun, Selected, assembled
+from bumblecore_core.config.problems import described, misread, problems_of
+from bumblecore_core.config.resolved import ResolvedRun, Selected, assembled, leaves
 from bumblecore_core.config.schema import RunConfig
 from bumblecore_core.config.shape import (
     AUTO,
@@ -32,6 +32,7 @@ from bumblecore_core.config.shape import (
 )
 from bumblecore_core.errors import ConfigError, PluginError, Problem, one
 
+LARGEST_FLOAT = float(2**128 - 2**104)  # of float32
 _OCTAL = re.compile(r"[-+]?0[0-7_]+\Z")
 
 
@@ -89,7 +90,8 @@ def resolve(loaded: LoadedConfig, registry: Plugins) -> ResolvedRun:
         loaded, data, stage=picked.get("stage"), loss=picked.get("loss"), scheduler=picked.get("scheduler")
     )
     reported = {problem.field for problem in problems}
-    problems += [problem for problem in _ambiguous_numbers(loaded) if problem.field not in reported]
+    numbers = (*_ambiguous_numbers(loaded), *_oversized_numbers(loaded))
+    problems += [problem for problem in numbers if problem.field not in reported]
     if problems or plugin_problems:
         kind = ConfigError if problems else PluginError
         raise kind(sorted(problems + plugin_problems, key=_line))
@@ -176,6 +178,16 @@ def _ambiguous_numbers(loaded: LoadedConfig) -> Iterator[Problem]:
             yield replace(
                 problem, problem=f"YAML reads {spelled} as {value}", fix=f"{problem.fix}; a number without the 0"
             )
+
+
+def _oversized_numbers(loaded: LoadedConfig) -> Iterator[Problem]:
+    """BC038 for what float32 cannot hold: torch raises in the first step, far from the option."""
+    for path in leaves(loaded.data):
+        value = lookup(loaded.data, path)
+        if isinstance(value, float) and abs(value) > LARGEST_FLOAT:
+            problem = f"expected a number up to {LARGEST_FLOAT:.2g}, which float32 can hold, got {described(value)}"
+            place = loaded.place(path)
+            yield Problem(code="BC038", problem=problem, fix="Write a smaller number", place=place, field=dotted(path))
 
 
 def _line(problem: Problem) -> tuple[bool, int]:

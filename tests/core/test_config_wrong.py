@@ -190,3 +190,9 @@ def test_a_config_error_is_what_problems_of_a_file_give(load):
     with pytest.raises(ConfigError) as caught:
         load(MINIMAL + "optimizer: adamm\nlosss: x\n")
     assert caught.value.exit_code == 2
+
+
+def test_a_number_that_float32_cannot_hold(wrong):
+    problems = wrong(MINIMAL + "optimizer: {name: adamw, lr: 1e300}")
+    assert brief(problems) == [("BC038", "run.yaml:7", "optimizer.lr")]
+    assert "which float32 can hold, got 1e+300" in problems[0].problem
