@@ -51,7 +51,8 @@ def settings_of(bench: Path, stage: str, name: str, *, dropout: bool = False, **
         else:
             settings[section] = values
     warmup = settings["scheduler"].get("warmup_steps", 0) if isinstance(settings["scheduler"], dict) else 0
-    if warmup > settings["train"]["max_steps"]:  # a run that a test has shortened
+    steps = settings["train"]["max_steps"]
+    if steps is not None and warmup > steps:  # a run that a test has shortened
         settings["scheduler"] = {**settings["scheduler"], "warmup_steps": settings["train"]["max_steps"]}
     settings["data"].setdefault("eval_path", str(bench / "text.jsonl" if stage != "sft" else bench / "chat.json"))
     return settings

@@ -49,8 +49,11 @@ class Plugin:
 
     @property
     def package(self) -> str:
-        """The package whose modules are this plugin's own: of the built-ins, which share one, that of their kind."""
+        """The package whose modules are this plugin's own: of the built-ins, which share one, that of their kind. Empty
+        where a record names a building block of the core, whose frames say nothing about this plugin."""
         parts = self.module.split(".")
+        if parts[0] == CORE:
+            return ""
         return ".".join(parts[:2] if parts[0] == BUILTIN else parts[:1])
 
     @property

@@ -49,6 +49,7 @@ BY_CONTENT = (
 """Config keys whose effect is compared by the fingerprints of data, tokenizer and model."""
 RESHAPING = ("train.micro_batch_size", "train.gradient_accumulation_steps")
 """Config keys that with the number of processes make up the batch; their product is what counts."""
+LONGEST_SHOWN = 200  # characters of a value: a path fits
 ALLOW = "Put it back, or accept that the numbers change with --allow {name}"
 ALLOW_OR_REPLACE = (
     "Put it back, accept that the numbers change with --allow {name}, choose another output_dir, or start over with "
@@ -266,4 +267,4 @@ def _shown(value: Any) -> str:
     text = (
         "not set" if value is None else json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
     )
-    return text if len(text) <= 80 else text[:77] + "…"
+    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 1] + "…"

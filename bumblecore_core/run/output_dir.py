@@ -28,7 +28,7 @@ from bumblecore_core.run.lock import (
 from bumblecore_core.run.named_files import require_named_files
 from bumblecore_core.toolkit.disk import disk_code
 from bumblecore_core.toolkit.history import HISTORY_FILE, INFO_FILE, LOCK_FILE, RUN_FILE
-from bumblecore_core.toolkit.regular_files import irregular
+from bumblecore_core.toolkit.regular_files import irregular, require_regular
 
 HEADER = "# The resolved configuration of this run.\n"
 OURS = (RUN_FILE, LOCK_FILE, INFO_FILE, FINAL, "logs", HISTORY_FILE, HISTORY_LOG, "report.html")
@@ -117,7 +117,8 @@ def check_start_here(resolved: ResolvedRun, start: Start, lock: Mapping[str, Any
 
 
 def require_no_other_file(directory: Path) -> None:
-    """Raises `RunError` BC069 for a run.yaml that no run wrote, which this run would replace."""
+    """Raises `RunError` BC069 for a run.yaml that no run wrote, which this run would replace, BC061 for a FIFO."""
+    require_regular(directory / RUN_FILE, RunError, field="output_dir")
     if os.path.lexists(directory / RUN_FILE) and not written_by_a_run(directory):
         problem = "a run.yaml lies here that no run wrote, and this run would replace it"
         fix = "Move that file, or choose another output_dir"

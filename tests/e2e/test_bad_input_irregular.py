@@ -8,11 +8,11 @@ import pytest
 from bad_input import good
 from bumblecore_core.errors import ConfigError, ModelError
 from bumblecore_core.run.checkpoint.manifest import Torn, read_manifest
-from bumblecore_core.run.output_dir import clear
+from bumblecore_core.run.overwrite import clear
 from bumblecore_core.toolkit import regular_files
 from bumblecore_core.toolkit.adapters import adapter_chain
 from bumblecore_plugins.commands.tokenizer import read_template
-from bumblecore_plugins.engines.deepspeed_config import read_config_file
+from bumblecore_plugins.engines.deepspeed_file import read_config_file
 
 EXPECTED = "expected a regular file, got a FIFO"
 

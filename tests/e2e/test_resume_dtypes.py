@@ -103,7 +103,7 @@ def test_a_scale_that_is_rounded_when_a_model_is_loaded_stays_so(bench):
 def test_an_adapter_to_train_further_is_not_rounded_to_its_base(bench):
     base = bench / "start-bf16"
     once = settings(bench, "adapter", "bf16", "fp32", True, "torch", "modules_to_save")
-    once["train"]["max_steps"] = 1
+    once["train"]["max_steps"], once["scheduler"] = 1, "constant"
     assert run(bench, once) == 0
     saved = load_file(bench / "adapter" / "final" / "adapter_model.safetensors")
     options = LoraOptions(path=str(bench / "adapter" / "final"))
