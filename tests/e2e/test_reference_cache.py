@@ -134,7 +134,8 @@ def test_the_adapter_that_a_run_starts_from_counts_with_its_weights(bench, key, 
 def test_rows_that_an_earlier_run_left_out_are_asked_about(bench):
     """A file's weight decides which rows an epoch reaches; the figures of the others were never computed."""
     half, whole = ({"path": [{"path": str(bench / "pairs.json"), "weight": weight}]} for weight in (0.5, 1.0))
-    common = {"train": {"max_steps": None, "epochs": 1, "micro_batch_size": 4, "eval_steps": None}}
+    train = {"max_steps": None, "epochs": 1, "micro_batch_size": 4, "eval_steps": None}
+    common = {"train": train, "scheduler": "constant"}
     for name, data in (("left-half", half), ("left-whole", whole)):
         settings = dpo_settings(bench, name, **common)
         settings["data"] |= {**data, "eval_path": None}
