@@ -18,13 +18,12 @@ from bumblecore_core.toolkit.library_errors import library_message
 from bumblecore_core.toolkit.loaded_weights import check_loaded_weights
 from bumblecore_core.toolkit.model_config import read_model_config
 from bumblecore_core.toolkit.packages import MODEL_LIBRARIES, require_supported
-from bumblecore_core.toolkit.scorers import make_scorer_config, names_scorer, refuse_scorer, score_of
+from bumblecore_core.toolkit.scorers import SCORE_WEIGHT, make_scorer_config, names_scorer, refuse_scorer, score_of
 from bumblecore_core.toolkit.seeds import derive_seed
 from bumblecore_core.toolkit.shards import whole_shape
 from bumblecore_core.values import ModelHead
 
 SHOWN_KEYS = 5
-SCORE_WEIGHT = "score.weight"
 LANGUAGE_MODEL_HEADS = {"lm_head.weight", "lm_head.bias", "embed_out.weight"}
 
 

@@ -24,7 +24,7 @@ from bumblecore_core.toolkit.loaded_weights import check_loaded_weights
 from bumblecore_core.toolkit.model_config import read_model_config
 from bumblecore_core.toolkit.packages import MODEL_LIBRARIES, require_supported
 from bumblecore_core.toolkit.regular_files import require_readable_directory
-from bumblecore_core.toolkit.scorers import is_scorer, make_scorer_config
+from bumblecore_core.toolkit.scorers import SCORE_WEIGHT, is_scorer, make_scorer_config
 from bumblecore_core.toolkit.weight_files import check_weight_files
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def load_model(
         raise one(ModelError, "BC064", problem, "check that its files are whole", place=str(base)) from error
     finally:
         logging.set_verbosity(verbosity)
-    check_loaded_weights(model, base)
+    check_loaded_weights(model, base, fresh=[SCORE_WEIGHT] if adapters else [])  # an adapter can bring its own score
     dtype = dtype or model.dtype
     if adapters:
         _cast(model, torch.float32)

@@ -14,6 +14,7 @@ from typing import Any
 from bumblecore_core.errors import ModelError, one
 
 SCORE = "score"
+SCORE_WEIGHT = f"{SCORE}.weight"
 CLASS = "ForSequenceClassification"
 ADAPTER_TASK = "SEQ_CLS"
 

@@ -180,7 +180,7 @@ def test_other_start_weights_are_a_difference_and_named_with_their_places(adapte
 def test_a_lock_that_cannot_be_read_is_none(tmp_path):
     file = tmp_path / "run.lock.json"
     assert read_lock(file) is None
-    for content in (b"", b"{}", b"[1]", b"\xff", b'{"format": 1}', b'{"format": "2"}', b"[" * 10**5, b'{"format": 2'):
+    for content in (b"", b"{}", b"[1]", b"\xff", b'{"format": 99}', b'{"format": "2"}', b"[" * 10**5, b'{"format": 2'):
         file.write_bytes(content)
         assert read_lock(file) is None
     file.write_text(json.dumps(make_lock(), indent=2))

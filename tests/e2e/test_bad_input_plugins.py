@@ -213,12 +213,12 @@ def test_row_68_what_computed_a_non_finite_loss_is_named_and_neither_data_nor_ra
 def test_row_68_rows_and_rate_are_mentioned_where_they_can_be_the_cause(odd, scene):
     for rate, words in (
         (1e36, "the model's backward pass is not"),
-        (1e39, " optimizers.adamw: "),
+        (2e38, " optimizers.adamw: "),
     ):
         huge = {"name": "adamw", "lr": rate, "weight_decay": 0.0}
         line = odd(optimizer=huge, train={"max_grad_norm": None}, output_dir=f"out{rate}").only("BC057", words)
         assert "Lower optimizer.lr" in line
-        assert (f"{scene.directory / 'rows.jsonl'}:" in line) == (rate < 1e39)
+        assert (f"{scene.directory / 'rows.jsonl'}:" in line) == (rate < 2e38)
 
 
 def test_a_plugins_command_that_raises_is_named(scene):
@@ -232,7 +232,6 @@ def test_a_plan_finds_schedules_that_fail_before_weights_are_there(odd):
         ({"name": "cosine", "warmup_steps": 4}, "a warm-up of 4 steps is longer than the run of 3"),
         ({"name": "cosine_with_min_lr", "min_lr": 1.0}, "min_lr 1 is above the learning rate"),
         ({"name": "polynomial", "lr_end": 1.0}, "lr_end 1 is above the learning rate"),
-        ({"name": "cosine", "num_cycles": 1e308}, "for the learning rate in step 2 of 3"),
     ):
         line = odd(command="plan", scheduler=options).lines[0]
         assert words in line
