@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from bumblecore_core.errors import BumbleError, RunError, one
 from bumblecore_core.toolkit.disk import FAILING, FULL, disk_code
 
@@ -111,7 +109,7 @@ def disk_errors(directory: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        code = "BC042" if isinstance(error, SafetensorError) and disk_code(error) is None else disk_code(error)
+        code = disk_code(error)
         if code is None or isinstance(error, BumbleError):
             raise
         raise one(RunError, code, f"saving failed: {error}", FIXES[code], place=str(directory)) from error
@@ -119,7 +117,7 @@ def disk_errors(directory: Path) -> Iterator[None]:
 
 def is_disk_error(error: BaseException) -> bool:
     """Whether writing failed for the system's reasons, and not by a fault of the code that wrote."""
-    return isinstance(error, SafetensorError) or disk_code(error) is not None
+    return disk_code(error) is not None
 
 
 @contextmanager

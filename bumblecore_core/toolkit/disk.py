@@ -11,6 +11,8 @@ FAILING = (errno.EIO, errno.EROFS, errno.EFBIG)
 def disk_code(error: BaseException) -> str | None:
     """BC045 where the disk is full, BC042 for another failure to write, None where `error` is none of a disk. Libraries
     in Rust (safetensors, tokenizers) give the system's error as text, in exceptions of their own."""
+    # by name: the command line's help must not import the library
     if getattr(error, "errno", None) in FULL or any(f"(os error {number})" in str(error) for number in FULL):
         return "BC045"
-    return "BC042" if isinstance(error, OSError) or "(os error " in str(error) else None
+    failed = isinstance(error, OSError) or type(error).__name__ == "SafetensorError" or "(os error " in str(error)
+    return "BC042" if failed else None
