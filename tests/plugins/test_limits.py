@@ -11,6 +11,7 @@ import pytest
 from templates import SHAPES, tokenizer_for
 
 from bumblecore_core import ChatSample, ModelError
+from bumblecore_core.run.blame import Plugin
 from bumblecore_core.run.data.encode import encode_chunks
 from bumblecore_core.run.data.rows import Chunk
 from bumblecore_core.toolkit import limits, templates
@@ -20,6 +21,7 @@ from bumblecore_core.toolkit.tokenizers import load_tokenizer
 from bumblecore_plugins.stages import bumble_stages
 from workbench import make_tokenizer
 
+SFT = Plugin("stages", "sft", "bumblecore_plugins.stages")
 CHATML = next(shape for shape in SHAPES if shape.name == "chatml")
 SOUND = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
@@ -135,5 +137,5 @@ def test_the_limits_hold_in_processes_that_tokenize():
     factory = Factory(SOUND + "{% if messages[0].content == 'x' %}" + ENDLESS + "{% endif %}")
     chunks = [Chunk(source=0, samples=[chat(text, "b")], lines=[1], rows=1) for text in ("a", "x", "a")]
     with pytest.raises(ModelError, match="BC092") as caught:
-        list(encode_chunks(chunks, stage=factory(), name="sft", num_proc=2, make_stage=factory))
+        list(encode_chunks(chunks, stage=factory(), plugin=SFT, num_proc=2, make_stage=factory))
     assert pickle.loads(pickle.dumps(caught.value)).problems[0].code == "BC092"
