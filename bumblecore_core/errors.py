@@ -41,11 +41,9 @@ class Problem:
     field: str = ""
 
     def __str__(self) -> str:
-        where = " ".join(part for part in (self.code, self.place, self.field) if part)
-        return printable(f"{where}: {_sentence(self.problem)} {_sentence(self.fix)}".rstrip())
         place, field = _cut(self.place, LONGEST_PLACE), _cut(self.field, LONGEST_FIELD)
         where = " ".join(part for part in (self.code, place, field) if part)
-        return _escaped(f"{where}: {_sentence(self.problem)} {_sentence(self.fix)}".rstrip())
+        return printable(f"{where}: {_sentence(self.problem)} {_sentence(self.fix)}".rstrip())
 
 
 def _sentence(text: str) -> str:
@@ -56,13 +54,6 @@ def _sentence(text: str) -> str:
 
 def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def _escaped(text: str) -> str:
-    """`text` with escapes for what would change the terminal or cannot be encoded: a path or key may hold anything."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 @dataclass(eq=False)
