@@ -85,3 +85,10 @@ def test_every_bad_entry_is_reported(here):
 def test_a_link_to_the_same_file_is_a_repetition(here):
     (here / "link.jsonl").symlink_to(here / "a.jsonl")
     assert refused("a.jsonl", "link.jsonl") == [("BC039", "link.jsonl", "data.path[1]")]
+
+
+def test_a_path_that_no_file_system_takes_is_not_found(here):
+    with pytest.raises(DataError) as caught:
+        paths("y/" * 3000)
+    (problem,) = caught.value.problems
+    assert problem.code == "BC021"

@@ -115,7 +115,7 @@ def _no_match(path: str, field: str) -> Problem:
 def _nearest(path: str) -> str | None:
     """The existing data file (or directory) that is spelt most like `path`, below the deepest directory that exists."""
     parent = Path(path).parent
-    while not parent.is_dir() and parent != parent.parent:
+    while not os.path.isdir(parent) and parent != parent.parent:  # unlike Path's, for a name of any length
         parent = parent.parent
     below = [str(found) for found in _listing(parent)]
     close = difflib.get_close_matches(str(Path(path)), below, n=1, cutoff=0.5)
