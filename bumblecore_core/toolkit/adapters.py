@@ -119,8 +119,8 @@ def attached(model: Any, config: Any, directory: Path, *, field: str = "model.pa
     where they do not fit the model, BC092 where a regular expression in `config` takes too long."""
     from peft import get_peft_model
 
-    _require_quick_patterns(model, config, directory, field)
     with _peft_errors(directory, field):
+        _require_quick_patterns(model, config, directory, field)
         try:
             return get_peft_model(model, config)
         except (ValueError, AttributeError) as error:
