@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bumblecore_core.errors import BumbleError, RunError, one
-from bumblecore_core.toolkit.disk import FAILING, FULL, disk_code
+from bumblecore_core.toolkit.disk import FAILING, FULL, disk_code, sync
 
 FIXES = {"BC045": "Free some space and run again", "BC042": "Check the disk and the directory's permissions"}
 WRITING, OUTGOING, REMOVING = ".writing", ".outgoing", ".removing"
@@ -19,15 +19,6 @@ LEFTOVER = re.compile(
     r"\.(checkpoint-\d+|final|\.replaced|run\.yaml|run\.lock\.json|run\.info\.json|metrics\.json|history\.jsonl)"
     r"(\.writing|\.outgoing|\.removing)"
 )
-
-
-def sync(path: Path) -> None:
-    """fsync of a file or a directory."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_synced(path: Path, data: bytes) -> None:

@@ -18,9 +18,10 @@ from bumblecore_core.config.resolved import ResolvedRun
 from bumblecore_core.errors import ConfigError, Problem, RunError, one
 from bumblecore_core.run.checkpoint.folder import FINAL, NAME, list_checkpoints
 from bumblecore_core.run.console import note
-from bumblecore_core.run.files import disk_errors, recover, remove_directory, sync, writing_path
+from bumblecore_core.run.files import disk_errors, recover, remove_directory, writing_path
 from bumblecore_core.run.lock import covered
 from bumblecore_core.run.output_dir import OURS, require_no_other_file, written_by_a_run
+from bumblecore_core.toolkit.disk import sync
 from bumblecore_core.toolkit.history import RUN_FILE
 
 LOGGERS = ("metrics.csv", "training_loss.png", "tensorboard", "mlflow_run_id.txt", "wandb_run_id.txt")

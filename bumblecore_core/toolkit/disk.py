@@ -1,11 +1,22 @@
-"""Which error code a failure of the disk has."""
+"""What reaches the disk, and which error code a failure of it has."""
 
 from __future__ import annotations
 
 import errno
+import os
+from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FAILING = (errno.EIO, errno.EROFS, errno.EFBIG)
+
+
+def sync(path: Path) -> None:
+    """fsync of a file or a directory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def disk_code(error: BaseException) -> str | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from bumblecore_core.errors import BumbleError, RunError, one
-from bumblecore_core.toolkit.disk import disk_code
+from bumblecore_core.toolkit.disk import disk_code, sync
 from bumblecore_core.toolkit.permissions import follow_umask
 
 TOKENIZER_OUTPUT = (
@@ -95,18 +95,18 @@ def write_output_directory(path: Path, write: Callable[[Path], object], *, repla
         for file in temporary.rglob("*"):
             if file.is_file():
                 follow_umask(file)
-            _sync(file)
+            sync(file)
         exists = path.is_dir()
         for file in path.iterdir() if exists else ():
             dropped = any(fnmatchcase(file.name, pattern) for pattern in replaces)
             if not dropped and not (temporary / file.name).exists():
                 _link(file, temporary / file.name)
-        _sync(temporary)
+        sync(temporary)
         if exists:
             shutil.rmtree(outgoing, ignore_errors=True)
             path.rename(outgoing)
         temporary.rename(path)
-        _sync(path.parent)
+        sync(path.parent)
         shutil.rmtree(outgoing, ignore_errors=True)
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -123,14 +123,6 @@ def _link(file: Path, target: Path) -> None:
         os.link(file, target, follow_symlinks=False)
     except OSError:
         shutil.copy2(file, target, follow_symlinks=False)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def output_exists(path: Path, field: str) -> BumbleError:

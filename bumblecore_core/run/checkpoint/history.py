@@ -19,7 +19,8 @@ from pathlib import Path
 from bumblecore_core.errors import CODES, RunError
 from bumblecore_core.run.checkpoint.writing import STATE
 from bumblecore_core.run.console import say
-from bumblecore_core.run.files import sync, write_synced, writing_path
+from bumblecore_core.run.files import write_synced, writing_path
+from bumblecore_core.toolkit.disk import sync
 from bumblecore_core.toolkit.history import HISTORY_FILE, read_events
 from bumblecore_core.toolkit.state_files import read_state
 from bumblecore_core.values import StepEvent

@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bumblecore_core.errors import BumbleError, RunError, one
-from bumblecore_core.run.files import sync
-from bumblecore_core.toolkit.disk import FULL
+from bumblecore_core.toolkit.disk import FULL, sync
 from bumblecore_core.toolkit.permissions import umask
 
 log = logging.getLogger(__name__)
