@@ -143,8 +143,8 @@ def call(bench, capfd, monkeypatch):
         except BaseException as error:
             return "".join(traceback.format_exception(error))[-1500:]
         lines = capfd.readouterr().err.splitlines()
-        told = [line for line in lines if line.startswith(("BC", "…"))]
-        if code not in (0, 2) or (code == 2) != bool([line for line in told if not line.startswith(NOTE)]):
+        told = [line for line in lines if line.startswith(("BC", "…")) and not line.startswith(NOTE)]
+        if code not in (0, 2) or (code == 2) != bool(told):
             return f"exit code {code}: {lines[-5:]}"
         wrong = [line for line in told if not LINE.fullmatch(line) or " BC060 " in f" {line}" or "weights_only" in line]
         wrong += [line for line in lines if printable(line, keep="\t") != line or "Traceback" in line]
