@@ -10,10 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bumblecore_core.errors import BumbleError, RunError, one
-from bumblecore_core.toolkit.disk import FAILING, FULL, disk_code, sync
+from bumblecore_core.toolkit.disk import FAILING, FULL, OUTGOING, disk_code, sync
 
 FIXES = {"BC045": "Free some space and run again", "BC042": "Check the disk and the directory's permissions"}
-WRITING, OUTGOING, REMOVING = ".writing", ".outgoing", ".removing"
+WRITING, REMOVING = ".writing", ".removing"
 PROBE = re.compile(r"\.probe-\d+")
 LEFTOVER = re.compile(
     r"\.(checkpoint-\d+|final|\.replaced|run\.yaml|run\.lock\.json|run\.info\.json|metrics\.json|history\.jsonl)"
@@ -56,18 +56,6 @@ def fresh_beside(directory: Path) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     return temporary
-
-
-def put_in_place(temporary: Path, directory: Path) -> None:
-    """Renames the complete and synced `temporary` to `directory`, and syncs the parent. What was there before is moved
-    aside first and deleted last, so that a crash in between leaves it where `recover` finds it."""
-    outgoing = directory.with_name(f".{directory.name}{OUTGOING}")
-    shutil.rmtree(outgoing, ignore_errors=True)
-    if os.path.lexists(directory):
-        directory.rename(outgoing)
-    temporary.rename(directory)
-    sync(directory.parent)
-    shutil.rmtree(outgoing, ignore_errors=True)
 
 
 def remove_directory(directory: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from bumblecore_core.errors import BumbleError, RunError, one
-from bumblecore_core.toolkit.disk import disk_code, sync
+from bumblecore_core.toolkit.disk import disk_code, outgoing_path, put_in_place, sync
 from bumblecore_core.toolkit.permissions import follow_umask
 
 TOKENIZER_OUTPUT = (
@@ -87,7 +87,7 @@ def write_output_directory(path: Path, write: Callable[[Path], object], *, repla
     Raises `RunError` BC042, or BC045 where the disk is full.
     """
     path = Path(os.path.abspath(path))
-    temporary, outgoing = (path.with_name(f".{path.name}.{what}") for what in ("writing", "outgoing"))
+    temporary, outgoing = path.with_name(f".{path.name}.writing"), outgoing_path(path)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -96,23 +96,17 @@ def write_output_directory(path: Path, write: Callable[[Path], object], *, repla
             if file.is_file():
                 follow_umask(file)
             sync(file)
-        exists = path.is_dir()
-        for file in path.iterdir() if exists else ():
+        for file in path.iterdir() if path.is_dir() else ():
             dropped = any(fnmatchcase(file.name, pattern) for pattern in replaces)
             if not dropped and not (temporary / file.name).exists():
                 _link(file, temporary / file.name)
         sync(temporary)
-        if exists:
-            shutil.rmtree(outgoing, ignore_errors=True)
-            path.rename(outgoing)
-        temporary.rename(path)
-        sync(path.parent)
-        shutil.rmtree(outgoing, ignore_errors=True)
+        put_in_place(temporary, path)
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if not os.path.lexists(path) and os.path.isdir(outgoing):
             outgoing.rename(path)
-        if isinstance(error, OSError) or "(os error " in str(error):  # of libraries in Rust
+        if disk_code(error) is not None:
             raise _failed(error, path, field) from error
         raise
 

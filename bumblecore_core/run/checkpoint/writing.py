@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from bumblecore_core.errors import RunError, one
 from bumblecore_core.protocols import Adapter
 from bumblecore_core.run.checkpoint.manifest import FileEntry, Manifest, describe, write_manifest
-from bumblecore_core.run.files import disk_errors, final_path, put_in_place
-from bumblecore_core.toolkit.disk import sync
+from bumblecore_core.run.files import disk_errors, final_path
+from bumblecore_core.toolkit.disk import put_in_place, sync
 from bumblecore_core.toolkit.permissions import follow_umask
 
 if TYPE_CHECKING:
