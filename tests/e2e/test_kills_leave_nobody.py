@@ -17,7 +17,7 @@ import pytest
 from resume_runs import bench_of, settings_of
 from workbench import make_text, write_config
 
-GRACE = 60.0  # seconds from the signal until all processes are gone
+GRACE = 300.0  # seconds from the signal until all processes are gone, on a loaded machine
 LONGEST = 600.0  # seconds of one run on a loaded machine
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 
