@@ -17,45 +17,54 @@ SampleKind: TypeAlias = Literal["text", "chat", "preference", "feedback"]
 LossKind: TypeAlias = Literal["token", "preference", "feedback", "reward"]
 ModelHead: TypeAlias = Literal["language_model", "score"]
 Message: TypeAlias = dict[str, Any]
-"""A chat message as transformers' templates read it: `role` (system, user, assistant, tool), `content`, and for an
-assistant optionally `tool_calls` (`[{"type": "function", "function": {"name": …, "arguments": {…}}}]`) or
-`reasoning_content`."""
+"""A chat message: `role` (system, user, assistant, tool) and `content` (text). An assistant's may have `tool_calls`
+(`[{"type": "function", "function": {"name": …, "arguments": {…}}}]`; arguments that are no JSON object are text, such
+as code), `reasoning_content`, and `weight`, a factor on the loss of its tokens: 0 is context only. A tool's may have
+`tool_call_id` and `name`. The encoder passes all but `weight` to the chat template, in the form that it reads."""
 Reduction: TypeAlias = Literal["mean", "sum", "last"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextSample:
-    """Plain text to model from its first token to its last."""
+    """Plain text to model from its first token to its last. `warnings`: see `ChatSample`."""
 
     text: str
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatSample:
-    """A conversation; `tools` is the list of JSON tool definitions handed to the chat template."""
+    """A conversation. `tools`: JSON tool definitions for the chat template; `template_kwargs`: further variables for
+    it; `warnings`: what the format found odd about the row, counted in the report of the data."""
 
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] | None = None
+    template_kwargs: Mapping[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreferenceSample:
-    """A prompt with a preferred and a dispreferred continuation (each one or more messages)."""
+    """A prompt with a preferred and a dispreferred continuation (each one or more messages). See `ChatSample`."""
 
     prompt: tuple[Message, ...]
     chosen: tuple[Message, ...]
     rejected: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] | None = None
+    template_kwargs: Mapping[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeedbackSample:
-    """A prompt with one continuation (one or more messages); `label`: whether it is desirable."""
+    """A prompt with one continuation (one or more messages); `label`: whether it is desirable. See `ChatSample`."""
 
     prompt: tuple[Message, ...]
     completion: tuple[Message, ...]
     label: bool
     tools: tuple[dict[str, Any], ...] | None = None
+    template_kwargs: Mapping[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
 
 
 Sample: TypeAlias = TextSample | ChatSample | PreferenceSample | FeedbackSample

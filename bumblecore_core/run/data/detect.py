@@ -124,6 +124,8 @@ PARTS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "text": (lambda value: isinstance(value, str), "text"),
     "label": (lambda value: isinstance(value, bool), "a boolean"),
     "tools": (lambda value: value is None or _are_dicts(value), "a tuple of dicts"),
+    "template_kwargs": (lambda value: value is None or isinstance(value, Mapping), "a mapping"),
+    "warnings": (lambda value: isinstance(value, tuple | list) and all(isinstance(i, str) for i in value), "texts"),
     **dict.fromkeys(("messages", "prompt", "chosen", "rejected", "completion"), _MESSAGES),
 }
 """What each field of a sample must be, and the words for it."""

@@ -225,6 +225,7 @@ def _count(chunk: Chunk, encoded: Encoded, path: Path, tally: Tally, problems: _
             tally.drop(dropped.code, dropped.reason, place)
     tally.rows += chunk.rows
     tally.truncated += encoded.truncated
+    tally.warnings.update(chunk.warnings)
     tally.warnings.update(encoded.warnings)
     if chunk.blank_lines:
         tally.warnings["BC009"] += chunk.blank_lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,8 +26,9 @@ CHUNK_BYTES = 4 << 20  # few but huge rows (whole files) must not add up to giga
 @dataclass(kw_only=True)
 class Chunk:
     """Consecutive rows of one file. `source`: index of the file; `lines[i]`: line of `samples[i]`; `rows`: rows read,
-    the bad ones too; `problems`: (line, problem); `repeated`: problems not listed since one like them is; `read`:
-    bytes read so far, over all files; `format`: name of the file's format, empty while no row of it was usable."""
+    the bad ones too; `problems`: (line, problem); `repeated`: problems not listed since one like them is; `warnings`:
+    of the samples, counted; `read`: bytes read so far, over all files; `format`: name of the file's format, empty while
+    no row of it was usable."""
 
     source: int
     samples: list[Sample] = field(default_factory=list)
@@ -34,6 +36,7 @@ class Chunk:
     rows: int = 0
     problems: list[tuple[int, Problem]] = field(default_factory=list)
     repeated: int = 0
+    warnings: Counter[str] = field(default_factory=Counter)
     blank_lines: int = 0
     read: int = 0
     format: str = ""
@@ -110,7 +113,9 @@ class Converter:
         chunk.rows += 1
         place = f"{self.source.path}:{item.line}"
         try:
-            chunk.samples.append(self._convert(item, place))
+            sample = self._convert(item, place)
+            chunk.samples.append(sample)
+            chunk.warnings.update(sample.warnings)
             chunk.lines.append(item.line)
         except RowError as error:
             other = self._mixed(item) if error.problem.code == "BC007" else None
