@@ -207,7 +207,11 @@ CODES: dict[str, str] = {
     "BC076": "a data file changed while it was read",
     "BC077": "the metric history of a run is damaged",
     "BC078": "a worker process died",
+    "BC079": "the chat template does not render a part of a trained turn",
+    "BC080": "the chat template does not render a part of the context",
     "BC081": "a learning rate is not finite or is negative",
     "BC082": "a loss is a mean where a sum is wanted, or its count does not add up",
+    "BC086": "special tokens in a text",
+    "BC087": "a reply ends with the end-of-turn token",
     "BC094": "an installed library has a version that is not supported",
 }

@@ -1,56 +1,39 @@
-"""Which tokens of a conversation are trained: spans by position, never by token id.
+"""Conversations in tokens: which tokens are trained, as spans by position, never by token id.
 
-Two ways to find them, both on one tokenization of the whole conversation:
-
-- the chat template marks them with `{% generation %}`; or
-- verified prefixes: for an assistant's turn after the messages before it, P is the rendering of those messages with the
-  generation prompt and F the rendering up to and including the turn. Both must be prefixes of the whole rendering; then
-  the turn's characters are `[len(P), len(F))`. A template that rewrites history fails the check and is refused.
-
-See docs/sft-masking.md for the reasoning.
+`chat_text` says which characters are trained; here they become tokens, of one tokenization of the whole text wherever
+that gives the tokens that a model is served with. See docs/sft-masking.md for the reasoning.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bumblecore_core.errors import RowError
+from bumblecore_core.toolkit.chat_text import NOTHING_TRAINED, ChatText, Reasoning, Rendered, Span, TrainOn
 from bumblecore_core.toolkit.limits import limited
+from bumblecore_core.toolkit.special_texts import SpecialTexts, SpecialTokens
 from bumblecore_core.toolkit.templates import ChatTemplate
-from bumblecore_core.toolkit.tokenizers import exact_encoder, special_tokens
-from bumblecore_core.values import ChatSample, Dropped, Message
+from bumblecore_core.toolkit.tokenizers import exact_encoder, special_tokens, text_encoder
+from bumblecore_core.values import ChatSample, Dropped
 
-TrainOn: TypeAlias = Literal["all", "last"]
-MOST_TURNS = 2048
 END_OF_TURN_WARNING = "BC025 the end of a turn is not trained: the template closes it without a special token"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedChat:
-    """A conversation in tokens. `input_ids`: (n,) int32; `spans`: trained tokens as [start, end), ascending."""
+    """A text in tokens. `input_ids`: (n,) int32; `spans`: trained tokens as [start, end), ascending; `weights`: one for
+    each span, or empty where all are 1."""
 
     input_ids: np.ndarray
     spans: tuple[tuple[int, int], ...]
+    weights: tuple[float, ...] = ()
     warnings: tuple[str, ...] = ()
-
-
-class _Turn(NamedTuple):
-    """Trained characters [start, end) of the whole rendering; `field`: the row's path of the assistant message."""
-
-    start: int
-    end: int
-    field: str
-
-
-class _Rendered(NamedTuple):
-    text: str
-    turns: tuple[_Turn, ...]
 
 
 class _Tokens(NamedTuple):
@@ -64,101 +47,70 @@ class _Tokens(NamedTuple):
 class ChatEncoder:
     """Encodes conversations with one tokenizer and its chat template. Holds no open resources; pickles.
 
-    `train_on`: every assistant turn, or the last alone (then only that one needs to verify). Raises `ModelError` BC022
-    (no chat template) or BC024 (its generation marks cannot be located).
+    `train_on`: every assistant turn, or only the last one; `reasoning`: train it, or `drop` it from all messages;
+    `template_kwargs`, `date`: see `ChatTemplate`; `special_tokens`: see `SpecialTexts`. Raises `ModelError` BC022 (no
+    chat template) or BC024 (its generation marks cannot be located).
     """
 
-    def __init__(self, tokenizer: Any, *, train_on: TrainOn = "all", strict: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        train_on: TrainOn = "all",
+        reasoning: Reasoning = "keep",
+        strict: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
+        date: str | None = None,
+        special_tokens_as: SpecialTokens = "control",
+    ) -> None:
+        specials = special_tokens(tokenizer)
         self.train_on = train_on
-        self.strict = strict
-        self._template = ChatTemplate(tokenizer)
+        self._specials = tuple(specials)
+        template = ChatTemplate(tokenizer, variables=template_kwargs, date=date)
+        self._text = ChatText(template, specials=self._specials, train_on=train_on, reasoning=reasoning, strict=strict)
+        ends = [text for text, token in specials.items() if token in template.end_of_turn_ids()]
+        self._special_texts = SpecialTexts(self._specials, ends, special_tokens_as)
         self._encoder = exact_encoder(tokenizer)
-        self._specials = tuple(special_tokens(tokenizer))
+        self._plain = text_encoder(tokenizer) if special_tokens_as == "text" else None
         self._added = frozenset(tokenizer.added_tokens_decoder)
         self._tails: dict[str, list[int]] = {}
 
     def __call__(
         self, samples: Sequence[ChatSample], first: Sequence[int] | None = None
     ) -> list[EncodedChat | Dropped | RowError]:
-        """One entry per sample: tokens and spans, or why there are none (BC015, 020, 023, 024, 066, 091). `first`: for
-        each sample the index of the message from which on assistant turns are trained."""
+        """One entry per sample: tokens and spans, or why there are none (BC015, 020, 023, 024, 066, 079, 086, 091).
+        `first`: for each sample the index of the message from which on assistant turns are trained. A conversation of
+        which each turn would be a text of its own is refused (BC024)."""
         begin = [0] * len(samples) if first is None else first
+        return [
+            entry if isinstance(entry, Dropped | RowError) else entry[0]
+            for entry in self._encoded(samples, begin, split=False)
+        ]
+
+    def turns(self, samples: Sequence[ChatSample]) -> list[list[EncodedChat] | Dropped | RowError]:
+        """The same, but where the template rewrites history each trained turn is a text of its own, in order."""
+        return self._encoded(samples, [0] * len(samples), split=True)
+
+    def _encoded(
+        self, samples: Sequence[ChatSample], first: Sequence[int], *, split: bool
+    ) -> list[list[EncodedChat] | Dropped | RowError]:
+        rendered: list[tuple[list[Rendered] | Dropped | RowError, tuple[str, ...]]] = []
         with limited():
-            rendered = [self._render(sample, at) for sample, at in zip(samples, begin, strict=True)]
-        encoded = iter(self._encode([entry.text for entry in rendered if isinstance(entry, _Rendered)]))
-        return [self._align(entry, next(encoded)) if isinstance(entry, _Rendered) else entry for entry in rendered]
-
-    # Characters
-
-    def _render(self, sample: ChatSample, first: int) -> _Rendered | Dropped | RowError:
-        messages = [{key: value for key, value in message.items() if value is not None} for message in sample.messages]
-        tools = list(sample.tools) if sample.tools else None
-        runs = [run for run in _assistant_runs(messages) if run.start >= first]
-        if self.train_on == "last":
-            runs = runs[-1:]
-        if not runs:
-            return Dropped(code="BC066", reason="no supervised token")
-        for index in (index for run in runs for index in run):
-            if _is_empty(messages[index]):
-                return self._empty(index)
-        try:
-            if self._template.has_marks(tools):
-                return self._marked(messages, tools, runs)
-            return self._by_prefixes(messages, tools, runs)
-        except RowError as error:
-            return error
-
-    def _empty(self, index: int) -> Dropped | RowError:
-        if not self.strict:
-            return Dropped(code="BC015", reason="an assistant reply is empty")
-        field = f"messages[{index}].content"
-        return RowError(code="BC015", field=field, problem="the assistant's reply is empty", fix="fill or remove it")
-
-    def _marked(self, messages: list[Message], tools: Any, runs: list[range]) -> _Rendered:
-        text, spans = self._template.render_marks(messages, tools)
-        if any("role" in m and m["role"] == "assistant" for m in messages[: runs[0].start]):
-            spans = spans[len(self._template.render_marks(messages[: runs[0].start], tools)[1]) :]
-        replies = [f"messages[{index}]" for run in runs for index in run]
-        fields = replies if len(replies) == len(spans) else ["messages"] * len(spans)
-        turns = (_Turn(start, end, field) for (start, end), field in zip(spans, fields, strict=True) if end > start)
-        return _Rendered(text, tuple(turns))
-
-    def _by_prefixes(self, messages: list[Message], tools: Any, runs: list[range]) -> _Rendered:
-        if len(runs) > MOST_TURNS:
-            problem = f"more than {MOST_TURNS:,} assistant turns, of which each is verified by rendering all before it"
-            raise RowError(code="BC091", field="messages", problem=problem, fix="split it, or set stage.train_on: last")
-        text = self._template.render(messages, tools)
-
-        def turn(first: int, stop: int) -> _Turn:
-            field = f"messages[{first}]"
-            prompt = self._template.render(messages[:first], tools, prompt=True)
-            if not text.startswith(prompt):
-                raise self._refusal(prompt, text, field, "what comes before this turn")
-            upto = text if stop == len(messages) else self._template.render(messages[:stop], tools)
-            if not text.startswith(upto):
-                upto = self._without_conversation_end(upto)
-            if not (text.startswith(upto) and len(upto) >= len(prompt)):
-                raise self._refusal(upto, text, field, "this turn")
-            said = upto[len(prompt) :].rstrip()  # white space after the closing special token is not the model's to say
-            return _Turn(len(prompt), len(prompt) + len(said) if said.endswith(self._specials) else len(upto), field)
-
-        turns: list[_Turn] = []
-        for run in runs:
-            try:  # message by message first, so that a header between two assistant messages is not trained
-                turns += [turn(index, index + 1) for index in run]
-            except RowError:
-                if len(run) == 1:
-                    raise
-                turns.append(turn(run.start, run.stop))
-        return _Rendered(text, tuple(turns))
-
-    def _without_conversation_end(self, text: str) -> str:
-        """`text` without a last special token after another one: some templates close the whole conversation so."""
-        closing = max((token for token in self._specials if text.rstrip().endswith(token)), key=len, default="")
-        shorter = text.rstrip().removesuffix(closing)
-        return shorter if shorter.rstrip().endswith(self._specials) else text
-
-    # Tokens
+            for sample, begin in zip(samples, first, strict=True):
+                plain = self._special_texts(sample)
+                if isinstance(plain, RowError):
+                    rendered.append((plain, ()))
+                    continue
+                texts = self._text(plain, begin, split=split, refuse=self._refusal)
+                rendered.append((texts, tuple(set(plain.warnings) - set(sample.warnings))))
+        tokens = iter(self._encode([text.text for texts, _ in rendered if isinstance(texts, list) for text in texts]))
+        results: list[list[EncodedChat] | Dropped | RowError] = []
+        for texts, warnings in rendered:
+            if isinstance(texts, Dropped | RowError):
+                results.append(texts)
+                continue
+            results.append(_joined([self._align(text, next(tokens)) for text in texts], warnings))
+        return results
 
     def _encode(self, texts: list[str]) -> list[_Tokens | RowError]:
         try:
@@ -169,31 +121,47 @@ class ChatEncoder:
             return [RowError(code="BC020", field="messages", problem="a lone surrogate in a text", fix="remove it")]
         return [
             _Tokens(encoding.ids, [s for s, _ in offsets], [e for _, e in offsets])
-            for encoding in encodings
+            if len(pieces := self._special_texts.pieces(text)) == 1
+            else self._encode_pieces(pieces)
+            for text, encoding in zip(texts, encodings, strict=True)
             for offsets in (encoding.offsets,)
         ]
 
-    def _align(self, rendered: _Rendered, tokens: _Tokens | RowError) -> EncodedChat | Dropped | RowError:
+    def _encode_pieces(self, pieces: Sequence[tuple[str, bool]]) -> _Tokens:
+        """A text in which the texts of special tokens, one character each in its offsets, are plain text."""
+        joined, origin = _Tokens([], [], []), 0
+        for piece, is_plain in pieces:
+            encoder = self._plain if is_plain and self._plain is not None else self._encoder
+            encoding = encoder.encode(piece, add_special_tokens=False)
+            joined.ids.extend(encoding.ids)
+            joined.starts.extend(origin if is_plain else origin + start for start, _ in encoding.offsets)
+            joined.ends.extend(origin + 1 if is_plain else origin + end for _, end in encoding.offsets)
+            origin += 1 if is_plain else len(piece)
+        return joined
+
+    def _align(self, rendered: Rendered, tokens: _Tokens | RowError) -> EncodedChat | Dropped | RowError:
         if isinstance(tokens, RowError):
             return tokens
-        text, turns = rendered
+        text, turns, warnings = rendered
         spans = [self._span(tokens, text, turn) for turn in turns]
         if None in spans:
             whole, tokens = tokens, self._encode_in_parts(text, turns)
             spans = [self._span(tokens, text, turn) for turn in turns]
             if None in spans or self._decode(tokens) != self._decode(whole):
                 return self._straddled(whole, text, turns)
-        trained = tuple(span for span in spans if span is not None and span[1] > span[0])
-        if not any(end > max(start, 1) for start, end in trained):
-            return Dropped(code="BC066", reason="no supervised token")
+        kept = [(*span, turn.weight) for span, turn in zip(spans, turns, strict=True) if span and span[1] > span[0]]
+        if not any(end > max(start, 1) for start, end, _ in kept):
+            return NOTHING_TRAINED
         closed = all(text[turn.start : turn.end].rstrip().endswith(self._specials) for turn in turns)
+        weights = tuple(weight for _, _, weight in kept)
         return EncodedChat(
             input_ids=np.asarray(tokens.ids, dtype=np.int32),
-            spans=trained,
-            warnings=() if closed else (END_OF_TURN_WARNING,),
+            spans=tuple((start, end) for start, end, _ in kept),
+            weights=() if all(weight == 1.0 for weight in weights) else weights,
+            warnings=warnings if closed else (*warnings, END_OF_TURN_WARNING),
         )
 
-    def _span(self, tokens: _Tokens, text: str, turn: _Turn) -> tuple[int, int] | None:
+    def _span(self, tokens: _Tokens, text: str, turn: Span) -> tuple[int, int] | None:
         """The turn's tokens, or None where a token reaches across one of its ends or its prompt would tokenize
         otherwise on its own (as it does when the model is asked)."""
         start, end = self._boundary(tokens, text, turn.start), self._boundary(tokens, text, turn.end)
@@ -231,23 +199,18 @@ class ChatEncoder:
         alone = [origin + start for start in self._tails[tail] if origin + start >= space]
         return alone == tokens.starts[first : bisect_left(tokens.starts, edge)]
 
-    def _encode_in_parts(self, text: str, turns: Sequence[_Turn]) -> _Tokens:
+    def _encode_in_parts(self, text: str, turns: Sequence[Span]) -> _Tokens:
         """The text tokenized between the turns' ends, which is what a model sees: a prompt, then its own tokens."""
         cuts = sorted({0, len(text), *(edge for turn in turns for edge in (turn.start, turn.end))})
         parts = [text[start:end] for start, end in pairwise(cuts)]
-        joined = _Tokens([], [], [])
-        for origin, encoding in zip(cuts, self._encoder.encode_batch(parts, add_special_tokens=False), strict=False):
-            joined.ids.extend(encoding.ids)
-            joined.starts.extend(origin + start for start, _ in encoding.offsets)
-            joined.ends.extend(origin + end for _, end in encoding.offsets)
-        return joined
+        return self._encode_pieces([piece for part in parts for piece in self._special_texts.pieces(part)])
 
     def _decode(self, tokens: _Tokens) -> str:
         return str(self._encoder.decode(tokens.ids, skip_special_tokens=False))
 
     # Refusals
 
-    def _straddled(self, tokens: _Tokens, text: str, turns: Sequence[_Turn]) -> RowError:
+    def _straddled(self, tokens: _Tokens, text: str, turns: Sequence[Span]) -> RowError:
         turn = next(turn for turn in turns if self._span(tokens, text, turn) is None)
         start = self._boundary(tokens, text, turn.start)
         at_start = start is None or not self._prompt_stands(tokens, text, turn.start)
@@ -274,26 +237,19 @@ class ChatEncoder:
         return f"{token} ({self._encoder.id_to_token(token)})" if token in self._added else str(token)
 
 
+def _joined(
+    entries: Sequence[EncodedChat | Dropped | RowError], warnings: tuple[str, ...]
+) -> list[EncodedChat] | Dropped | RowError:
+    """The texts of one conversation, the first with its warnings; or the first thing that is wrong with them."""
+    encoded = [entry for entry in entries if isinstance(entry, EncodedChat)]
+    if len(encoded) < len(entries):
+        return next(entry for entry in entries if not isinstance(entry, EncodedChat))
+    encoded[0] = replace(encoded[0], warnings=(*warnings, *encoded[0].warnings))
+    return encoded
+
+
 def encode_chats(
     tokenizer: Any, samples: Sequence[ChatSample], *, train_on: TrainOn = "all", strict: bool = False
 ) -> list[EncodedChat | Dropped | RowError]:
     """`ChatEncoder` for a single call; keep the encoder where there are many, for it copies the tokenizer."""
     return ChatEncoder(tokenizer, train_on=train_on, strict=strict)(samples)
-
-
-def _assistant_runs(messages: Sequence[Message]) -> Iterator[range]:
-    """Index ranges of consecutive assistant messages."""
-    first = None
-    for index, message in enumerate([*messages, {}]):
-        is_assistant = message.get("role") == "assistant"
-        if is_assistant and first is None:
-            first = index
-        elif not is_assistant and first is not None:
-            yield range(first, index)
-            first = None
-
-
-def _is_empty(message: Message) -> bool:
-    content = message.get("content")
-    said = content.strip() if isinstance(content, str) else content
-    return not said and not message.get("tool_calls")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from bumblecore_core.errors import ModelError, RowError, one
@@ -12,34 +14,56 @@ from bumblecore_core.values import Message
 
 _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _REPLY = "bumblecore"  # the assistant's part of a probe conversation
+_TODAY = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>[^'"]*)(?P=quote)\s*\)""")
 LARGEST_TEXT = 32 << 20  # characters of one rendered conversation, which are tokenized at once
 
 
 class ChatTemplate:
-    """Renders with transformers' own Jinja environment, compiled once per template and process.
+    """Renders with transformers' own Jinja environment, compiled once per template and process. `variables`: for every
+    conversation (`model.chat_template_kwargs`); `date`: the day (YYYY-MM-DD) that a template prints as today's, so that
+    a conversation has the same tokens whenever it is rendered.
 
     Raises `ModelError` BC022 (no chat template) or BC024 (its generation marks cannot be located). Every rendering
     raises `ModelError` BC092 where it takes too much time or memory, or gives too long a text; many in a row are faster
     inside one `limits.limited()`.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, variables: Mapping[str, Any] | None = None, date: str | None = None) -> None:
         require_chat_template(tokenizer)
         self._tokenizer = tokenizer
-        self._variables = dict(tokenizer.special_tokens_map)
+        self._variables = {**tokenizer.special_tokens_map, **(variables or {})}
+        self._date = None if date is None else datetime.fromisoformat(date)
         self._check_marks()
 
     def has_marks(self, tools: Any = None) -> bool:
         """Whether the template for such conversations says with `{% generation %}` what an assistant writes."""
         return _MARKS.search(self._source(tools)) is not None
 
-    def render(self, messages: list[Message], tools: Any = None, *, prompt: bool = False) -> str:
-        """The conversation as text; `prompt` adds the generation prompt. Raises `RowError` BC023."""
-        return self._render(messages, tools, add_generation_prompt=prompt)[0]
+    def render(
+        self,
+        messages: list[Message],
+        tools: Any = None,
+        *,
+        prompt: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The conversation as text; `prompt` adds the generation prompt; `variables`: of this conversation, which
+        override those of all. Raises `RowError` BC023."""
+        return self._render(messages, tools, variables, add_generation_prompt=prompt)[0]
 
-    def render_marks(self, messages: list[Message], tools: Any = None) -> tuple[str, list[tuple[int, int]]]:
-        """The text, and the characters [start, end) of each part between generation marks. Raises `RowError` BC023."""
-        return self._render(messages, tools, return_assistant_tokens_mask=True)
+    def render_marks(
+        self, messages: list[Message], tools: Any = None, variables: Mapping[str, Any] | None = None
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """The text, and the characters [start, end) of each part between generation marks, adjacent ones as one. Raises
+        `RowError` BC023."""
+        text, marks = self._render(messages, tools, variables, return_assistant_tokens_mask=True)
+        spans: list[tuple[int, int]] = []
+        for start, end in marks:
+            if spans and spans[-1][1] == start:
+                spans[-1] = (spans[-1][0], end)
+            else:
+                spans.append((start, end))
+        return text, spans
 
     def end_of_turn_ids(self) -> list[int]:
         """Ids of the special tokens that end generation: eos, and the one that closes an assistant's turn here."""
@@ -53,13 +77,16 @@ class ChatTemplate:
         closing = max((token for token in specials if after.startswith(token)), key=len, default=None)
         return ids if closing is None else sorted({*ids, specials[closing]})
 
-    def _render(self, messages: list[Message], tools: Any, **how: bool) -> tuple[str, list[tuple[int, int]]]:
+    def _render(
+        self, messages: list[Message], tools: Any, variables: Mapping[str, Any] | None = None, **how: bool
+    ) -> tuple[str, list[tuple[int, int]]]:
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        source = self._source(tools)
+        source = self._dated(self._source(tools))
+        given = {**self._variables, **(variables or {})}
         try:
             with piece():
-                texts, marks = render_jinja_template([messages], tools, chat_template=source, **how, **self._variables)
+                texts, marks = render_jinja_template([messages], tools, chat_template=source, **how, **given)
         except Exceeded as error:
             raise over_limit(f"the chat template took {error} for one conversation") from None
         except Exception as error:  # a template is someone else's program: anything may come out of it
@@ -73,6 +100,13 @@ class ChatTemplate:
         if len(texts[0]) > LARGEST_TEXT:
             raise over_limit(f"the chat template gives {len(texts[0]):,} characters for one conversation")
         return texts[0], marks[0] if marks else []
+
+    def _dated(self, source: str) -> str:
+        """The template with today's date as a literal: transformers lets no other function be passed in."""
+        date = self._date
+        if date is None:
+            return source
+        return _TODAY.sub(lambda call: repr(date.strftime(call["format"])), source)
 
     def _source(self, tools: Any) -> str:
         try:
@@ -102,6 +136,13 @@ class ChatTemplate:
                 "put them around the reply in the template's message loop, outside macros and set blocks",
                 field="model.chat_template",
             )
+
+
+def prints_date(tokenizer: Any) -> bool:
+    """Whether one of the tokenizer's chat templates prints today's date."""
+    templates = tokenizer.chat_template
+    sources = templates.values() if isinstance(templates, dict) else [templates or ""]
+    return any("strftime_now" in source for source in sources)
 
 
 def _without_row(said: str, messages: list[Message]) -> str:

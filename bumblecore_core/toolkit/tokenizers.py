@@ -151,6 +151,13 @@ def exact_encoder(tokenizer: Any) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(state))
 
 
+def text_encoder(tokenizer: Any) -> Tokenizer:
+    """The same, but the texts of special tokens are tokenized as any other text."""
+    encoder = exact_encoder(tokenizer)
+    encoder.encode_special_tokens = True
+    return encoder
+
+
 def special_tokens(tokenizer: Any) -> dict[str, int]:
     """Text -> id of every special token: the named ones (eos, bos, …) and those added with the mark `special`."""
     added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}

@@ -1,0 +1,308 @@
+"""Which characters of a conversation are trained, before any token is made.
+
+Two ways to find them:
+
+- the chat template marks them with `{% generation %}`; or
+- turn by turn as the model is served: what the template renders for the messages before the turn, with the generation
+  prompt, is the untrained prompt; what it renders beyond that for the messages up to the turn is the reply.
+
+Where every turn's prompt and reply are a prefix of the whole rendering, the conversation is one text. Where a template
+rewrites history (drops earlier reasoning, ends the last turn otherwise), each trained turn is a text of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from bumblecore_core.errors import RowError
+from bumblecore_core.toolkit.lost_parts import lost_in_context, lost_in_reply
+from bumblecore_core.toolkit.message_forms import MessageForm, find_form, in_form
+from bumblecore_core.toolkit.templates import ChatTemplate
+from bumblecore_core.toolkit.thinking import separated, served
+from bumblecore_core.values import ChatSample, Dropped, Message
+
+TrainOn: TypeAlias = Literal["all", "last"]
+Reasoning: TypeAlias = Literal["keep", "drop"]
+MOST_TURNS = 2048
+NOTHING_TRAINED = Dropped(code="BC066", reason="no supervised token")
+Refuse: TypeAlias = Callable[[str, str, str, str], RowError]
+"""(rendered part, whole rendering, field, what is not preserved) to the row's error."""
+
+
+class Span(NamedTuple):
+    """Trained characters [start, end) of a text; `field`: the row's path of the assistant message; `weight`: of it."""
+
+    start: int
+    end: int
+    field: str
+    weight: float = 1.0
+
+
+class Rendered(NamedTuple):
+    """A text to train on. `warnings`: what was lost of its context."""
+
+    text: str
+    spans: tuple[Span, ...]
+    warnings: tuple[str, ...] = ()
+
+
+class _Turn(NamedTuple):
+    """Messages [first, stop) of an assistant, as they are served."""
+
+    prompt: str
+    reply: str
+    first: int
+    stop: int
+    weight: float
+
+    @property
+    def field(self) -> str:
+        return f"messages[{self.first}]"
+
+
+class _Conversation(NamedTuple):
+    """`messages`: with reasoning under `reasoning_content` or, where the template reads none, as the row has them;
+    `formed`: the same as the template reads them."""
+
+    messages: list[Message]
+    formed: list[Message]
+    form: MessageForm
+    weights: list[float]
+    tools: list[dict[str, Any]] | None
+    variables: Mapping[str, Any]
+    specials: tuple[str, ...]
+
+
+class ChatText:
+    """Renders conversations with one chat template. `specials`: texts of the special tokens; `refuse`: see `Refuse`."""
+
+    def __init__(
+        self, template: ChatTemplate, *, specials: Sequence[str], train_on: TrainOn, reasoning: Reasoning, strict: bool
+    ) -> None:
+        self.template = template
+        self.train_on, self.reasoning, self.strict = train_on, reasoning, strict
+        self._specials = tuple(specials)
+        self._forms: dict[str, MessageForm] = {}
+
+    def __call__(
+        self, sample: ChatSample, first: int, *, split: bool, refuse: Refuse
+    ) -> list[Rendered] | Dropped | RowError:
+        """The texts of a conversation: one, or with `split` one per trained turn where the template rewrites history.
+        `first`: index of the message from which on assistant turns are trained."""
+        conversation = self._conversation(sample)
+        runs = list(_assistant_runs(conversation, first))
+        if self.train_on == "last":
+            runs = runs[-1:]
+        if not runs:
+            return NOTHING_TRAINED
+        for index in (index for run in runs for index in run):
+            if _is_empty(conversation.messages[index]):
+                return self._empty(index)
+        try:
+            if self.template.has_marks(conversation.tools):
+                return [self._marked(conversation, runs, first, refuse)]
+            return self._as_served(conversation, runs, split=split, refuse=refuse)
+        except RowError as error:
+            return error
+
+    def _conversation(self, sample: ChatSample) -> _Conversation:
+        tools, variables = list(sample.tools) if sample.tools else None, sample.template_kwargs or {}
+        form = self._form(tools, variables)
+        messages, weights = [], []
+        for given in sample.messages:
+            message = {key: value for key, value in given.items() if value is not None}
+            weights.append(float(message.pop("weight", 1.0)))
+            messages.append(self._with_reasoning(message, form) if message.get("role") == "assistant" else message)
+        return _Conversation(messages, in_form(messages, form), form, weights, tools, variables, self._specials)
+
+    def _with_reasoning(self, message: Message, form: MessageForm) -> Message:
+        """The message with its reasoning apart from its content, or without it."""
+        content, reasoning = message.get("content"), message.pop("reasoning_content", None)
+        inline, answer = separated(content) if isinstance(content, str) else ("", content)
+        if self.reasoning == "drop":
+            return {**message, "content": answer} if inline else message
+        if inline and not reasoning and form.reasoning is not None:
+            return {**message, "content": answer, "reasoning_content": inline}
+        return {**message, "reasoning_content": reasoning} if reasoning else message
+
+    def _form(self, tools: Any, variables: Mapping[str, Any]) -> MessageForm:
+        key = json.dumps([bool(tools), dict(variables)], sort_keys=True, default=str)
+        if key not in self._forms:
+
+            def render(messages: list[Message], probe_tools: Any, prompt: bool) -> str | None:
+                try:
+                    return self.template.render(messages, probe_tools, prompt=prompt, variables=variables)
+                except RowError:
+                    return None
+
+            self._forms[key] = find_form(render)
+        return self._forms[key]
+
+    def _empty(self, index: int) -> Dropped | RowError:
+        if not self.strict:
+            return Dropped(code="BC015", reason="an assistant reply is empty")
+        field = f"messages[{index}].content"
+        return RowError(code="BC015", field=field, problem="the assistant's reply is empty", fix="fill or remove it")
+
+    # Generation marks
+
+    def _marked(self, conversation: _Conversation, runs: list[list[int]], first: int, refuse: Refuse) -> Rendered:
+        text, marks = self.template.render_marks(conversation.formed, conversation.tools, conversation.variables)
+        assistants = [at for at, message in enumerate(conversation.messages) if message.get("role") == "assistant"]
+        trained = {index for run in runs for index in run}
+        if len(marks) != len(assistants):
+            return self._marked_otherwise(conversation, text, marks, runs, refuse)
+        spans = []
+        for index, (start, end) in zip(assistants, marks, strict=True):
+            if index not in trained or end <= start:
+                continue
+            start += len(_empty_block(text[start:end], conversation, index))
+            self._require_whole(conversation, index, index + 1, text[start:end])
+            spans.append(Span(start, end, f"messages[{index}]", conversation.weights[index]))
+        return Rendered(text, tuple(spans), self._lost_context(conversation, text))
+
+    def _marked_otherwise(
+        self,
+        conversation: _Conversation,
+        text: str,
+        marks: list[tuple[int, int]],
+        runs: list[list[int]],
+        refuse: Refuse,
+    ) -> Rendered:
+        """Marks that are not one per assistant message: those that lie in a trained turn's characters."""
+        turns = [self._turn(conversation, run, refuse) for run in runs]
+        spans = []
+        for turn in turns:
+            if not text.startswith(turn.prompt):
+                raise refuse(turn.prompt, text, turn.field, "what comes before this turn")
+            last = len(turn.prompt) + len(turn.reply)
+            inside = [(start, end) for start, end in marks if len(turn.prompt) <= start < end <= last]
+            self._require_whole(conversation, turn.first, turn.stop, "".join(text[start:end] for start, end in inside))
+            spans += [Span(start, end, turn.field, turn.weight) for start, end in inside]
+        return Rendered(text, tuple(spans), self._lost_context(conversation, text))
+
+    # As served
+
+    def _as_served(
+        self, conversation: _Conversation, runs: list[list[int]], *, split: bool, refuse: Refuse
+    ) -> list[Rendered]:
+        if len(runs) > MOST_TURNS:
+            problem = f"more than {MOST_TURNS:,} assistant turns, of which each is verified by rendering all before it"
+            raise RowError(code="BC091", field="messages", problem=problem, fix="split it, or set stage.train_on: last")
+        turns = [turn for run in runs for turn in self._turns(conversation, run, refuse)]
+        for turn in turns:
+            self._require_whole(conversation, turn.first, turn.stop, turn.reply)
+        text = self._text(conversation, len(conversation.formed))
+        spans = [self._span(turn, text) for turn in turns]
+        if all(span is not None for span in spans):
+            return [Rendered(text, tuple(filter(None, spans)), self._lost_context(conversation, text))]
+        if not split and len(turns) > 1:
+            turn = turns[spans.index(None)]
+            before = not text.startswith(turn.prompt)
+            what = "what comes before this turn" if before else "this turn"
+            raise refuse(turn.prompt if before else turn.prompt + turn.reply, text, turn.field, what)
+        warnings = self._lost_context(conversation, turns[-1].prompt, stop=turns[-1].first)
+        return [
+            Rendered(
+                turn.prompt + turn.reply,
+                (Span(len(turn.prompt), len(turn.prompt + turn.reply), turn.field, turn.weight),),
+                warnings if turn is turns[-1] else (),
+            )
+            for turn in turns
+        ]
+
+    def _turns(self, conversation: _Conversation, run: list[int], refuse: Refuse) -> list[_Turn]:
+        """The turns of consecutive assistant messages: message by message, so that a header between two is not trained,
+        or, where the template joins them, one."""
+        try:
+            return [self._turn(conversation, [index], refuse) for index in run]
+        except RowError:
+            if len(run) == 1 or len({conversation.weights[index] for index in run}) > 1:
+                raise
+            return [self._turn(conversation, run, refuse)]
+
+    def _turn(self, conversation: _Conversation, run: list[int], refuse: Refuse) -> _Turn:
+        first, stop = run[0], run[-1] + 1
+        asked, rendered = self._text(conversation, first, prompt=True), self._text(conversation, stop)
+        message = conversation.messages[first]
+        reasoning = message.get("reasoning_content") or separated(str(message.get("content", "")))[0]
+        turn = served(asked, rendered, reasoning, conversation.form.tags)
+        if turn is None:
+            raise refuse(asked, rendered, f"messages[{first}]", "what comes before this turn")
+        # white space after the closing special token is not the model's to write
+        closed = turn.reply.rstrip()
+        reply = closed if closed.endswith(self._specials) else turn.reply
+        return _Turn(turn.prompt, reply, first, stop, conversation.weights[first])
+
+    def _span(self, turn: _Turn, text: str) -> Span | None:
+        """The turn's characters in the whole rendering; None where they are not there."""
+        for reply in (turn.reply, self._without_conversation_end(turn.reply)):
+            if text.startswith(turn.prompt + reply):
+                return Span(len(turn.prompt), len(turn.prompt) + len(reply), turn.field, turn.weight)
+        return None
+
+    def _without_conversation_end(self, reply: str) -> str:
+        """`reply` without a last special token after another one: some templates close the whole conversation so."""
+        closing = max((token for token in self._specials if reply.endswith(token)), key=len, default="")
+        shorter = reply.removesuffix(closing).rstrip()
+        return shorter if shorter.endswith(self._specials) else reply
+
+    def _text(self, conversation: _Conversation, stop: int, *, prompt: bool = False) -> str:
+        return self.template.render(
+            conversation.formed[:stop], conversation.tools, prompt=prompt, variables=conversation.variables
+        )
+
+    # What is lost
+
+    def _require_whole(self, conversation: _Conversation, first: int, stop: int, reply: str) -> None:
+        """Raises BC079 where a part of the trained messages is not in their trained text."""
+        for index in range(first, stop):
+            message = conversation.messages[index]
+            content = message.get("content")
+            reasoning, answer = separated(content) if isinstance(content, str) else ("", content)
+            given = {**message, "content": answer, **({"reasoning_content": reasoning} if reasoning else {})}
+            if (lost := lost_in_reply(given, reply)) is None:
+                continue
+            if lost == "reasoning_content":
+                fix = "set stage.reasoning: drop to train without it, or model.chat_template (or "
+                fix += "model.chat_template_kwargs) so that it is rendered"
+            else:
+                fix = "set model.chat_template to a template that renders it, or remove it from the row"
+            problem = "the chat template does not render this part of a trained turn"
+            raise RowError(code="BC079", field=f"messages[{index}].{lost}", problem=problem, fix=fix)
+
+    def _lost_context(self, conversation: _Conversation, text: str, stop: int | None = None) -> tuple[str, ...]:
+        kinds = lost_in_context(conversation.messages[:stop], conversation.tools, text)
+        return tuple(f"BC080 the chat template does not render {kind}" for kind in kinds)
+
+
+def _empty_block(reply: str, conversation: _Conversation, index: int) -> str:
+    """An empty think block at the start of a marked reply, which is the prompt's."""
+    if conversation.messages[index].get("reasoning_content"):
+        return ""
+    tags = conversation.form.tags
+    pattern = rf"\s*{re.escape(tags.opening.strip())}\s*{re.escape(tags.closing.strip())}\s*"
+    match = re.match(pattern, reply)
+    return match[0] if match else ""
+
+
+def _assistant_runs(conversation: _Conversation, first: int) -> Iterator[list[int]]:
+    """Indices of consecutive assistant messages from `first` on that are trained."""
+    run: list[int] = []
+    for index, message in enumerate(conversation.messages):
+        if message.get("role") == "assistant" and index >= first and conversation.weights[index] > 0:
+            run.append(index)
+        elif run:
+            yield run
+            run = []
+    if run:
+        yield run
+
+
+def _is_empty(message: Message) -> bool:
+    content = message.get("content")
+    text = content.strip() if isinstance(content, str) else content
+    return not text and not message.get("tool_calls") and not message.get("reasoning_content")

@@ -1,0 +1,86 @@
+"""Special tokens that are written out in a row's texts, such as `<|im_end|>` in a question about chat templates.
+
+`control`: they are read as the control tokens that they spell, which is what happens when a model is served by
+transformers or vLLM. `text`: they are tokenized as plain text. `refuse`: the row is an error. Until the text is
+tokenized, one that is plain text is replaced by a character of Unicode's private use, which no template changes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal, TypeAlias
+
+from bumblecore_core.errors import RowError
+from bumblecore_core.values import ChatSample, Message
+
+SpecialTokens: TypeAlias = Literal["control", "text", "refuse"]
+FIRST_PRIVATE = 0xF0000
+READ_AS_CONTROL = "BC086 special tokens in a text are read as control tokens (data.special_tokens)"
+READ_AS_TEXT = "BC086 special tokens in a text are tokenized as plain text (data.special_tokens)"
+ENDS_WITH_END = "BC087 a reply ends with the end-of-turn token, which the template writes: trained once"
+
+
+class SpecialTexts:
+    """`specials`: all special tokens' texts; `ends`: those that end an assistant's turn."""
+
+    def __init__(self, specials: Sequence[str], ends: Sequence[str], mode: SpecialTokens) -> None:
+        self.mode, self.specials, self.ends = mode, sorted(filter(None, specials), key=len, reverse=True), tuple(ends)
+        self._pattern = re.compile("|".join(map(re.escape, self.specials)) or r"(?!)")
+        self._private = {text: chr(FIRST_PRIVATE + at) for at, text in enumerate(self.specials)}
+        self._text_of = {character: text for text, character in self._private.items()}
+
+    def __call__(self, sample: ChatSample) -> ChatSample | RowError:
+        """The sample as it is rendered, its warnings added to; or BC086 where it is refused."""
+        messages = tuple(self._without_end(message) for message in sample.messages)
+        warnings = (ENDS_WITH_END,) if any(a is not b for a, b in zip(messages, sample.messages, strict=True)) else ()
+        at = next((i for i, message in enumerate(messages) if _any_text(message, self._pattern.search)), None)
+        if at is None:
+            return replace(sample, messages=messages, warnings=warnings) if warnings else sample
+        if self.mode == "refuse":
+            return RowError(
+                code="BC086",
+                field=f"messages[{at}]",
+                problem="a text holds a special token",
+                fix="remove it, or set data.special_tokens to control or text",
+            )
+        if self.mode == "control":
+            return replace(sample, messages=messages, warnings=(*warnings, READ_AS_CONTROL))
+        messages = tuple(_changed(message, self._to_private) for message in messages)
+        return replace(sample, messages=messages, warnings=(*warnings, READ_AS_TEXT))
+
+    def pieces(self, text: str) -> list[tuple[str, bool]]:
+        """(piece, whether it is a special token's text to be read as plain text) of a rendered text, in order. Each
+        plain-text piece stands for one character of `text`."""
+        if self.mode != "text" or not any(character in text for character in self._text_of):
+            return [(text, False)]
+        parts = re.split(f"([{''.join(map(re.escape, self._text_of))}])", text)
+        return [(self._text_of.get(part, part), part in self._text_of) for part in parts if part]
+
+    def _to_private(self, text: str) -> str:
+        return self._pattern.sub(lambda match: self._private[match[0]], text)
+
+    def _without_end(self, message: Message) -> Message:
+        """An assistant's message whose content ends with the token that the template ends it with, without that."""
+        content = message.get("content")
+        if message.get("role") != "assistant" or not isinstance(content, str):
+            return message
+        end = next((end for end in self.ends if content.rstrip().endswith(end)), None)
+        return message if end is None else {**message, "content": content.rstrip().removesuffix(end)}
+
+
+def _any_text(value: Any, test: Callable[[str], Any]) -> bool:
+    if isinstance(value, str):
+        return bool(test(value))
+    if isinstance(value, dict):
+        return any(_any_text(item, test) for item in value.values())
+    return isinstance(value, list | tuple) and any(_any_text(item, test) for item in value)
+
+
+def _changed(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _changed(item, change) for key, item in value.items()}
+    return [_changed(item, change) for item in value] if isinstance(value, list | tuple) else value
