@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -44,6 +45,13 @@ class ModelSection(Section):
     )
     tokenizer: str | None = Field(None, description="Directory of the tokenizer; the model's own when not set.")
     chat_template: str | None = Field(None, description="A .jinja file that replaces the tokenizer's chat template.")
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, description="Variables for the chat template, such as enable_thinking: false; a row's own override them."
+    )
+    chat_template_date: date | None = Field(
+        None,
+        description="The day that a chat template prints as today's; the day of the run's first start when not set.",
+    )
     dtype: Dtype = Field(
         "auto", description="What weights compute in; auto: bf16 where the device has it in hardware, fp32 otherwise."
     )
@@ -108,6 +116,10 @@ class DataSection(Section):
         ge=0,
         le=1024,
         description="DataLoader workers; 2 per GPU when not set, none on CPU (batches are memory-mapped).",
+    )
+    special_tokens: Literal["control", "text", "refuse"] = Field(
+        "control",
+        description="Special tokens written out in a row's texts: read as control tokens, as plain text, or an error.",
     )
     strict: bool = Field(False, description="Make errors of the oddities that are otherwise dropped and counted.")
 

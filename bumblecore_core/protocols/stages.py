@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from bumblecore_core.protocols.losses import Loss
 from bumblecore_core.values import Batch, Dropped, Sample, StepOutput, TokenExample
@@ -19,11 +19,16 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class StageContext:
     """What a stage may use: the tokenizer (transformers, its chat template set), `max_length` in tokens, and whether
-    an oddity that is usually dropped with a warning must be an error (`strict`)."""
+    an oddity that is usually dropped with a warning must be an error (`strict`). `template_kwargs`: variables for the
+    chat template; `template_date`: the day (YYYY-MM-DD) that it prints as today's; `special_tokens`: what special
+    tokens inside a row's texts are read as. `toolkit.chat.chat_encoder` applies the last three."""
 
     tokenizer: Any
     max_length: int
     strict: bool = False
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    template_date: str | None = None
+    special_tokens: Literal["control", "text", "refuse"] = "control"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ from bumblecore_core.run.module import TrainModule
 from bumblecore_core.run.named_files import require_named_files
 from bumblecore_core.run.profiling import PluginTimes, timed
 from bumblecore_core.run.stage_factory import StageFactory
+from bumblecore_core.run.template_date import template_date
 from bumblecore_core.run.weights import stored_dtype
 from bumblecore_core.toolkit.adapters import tokenizer_source
 from bumblecore_core.toolkit.policy import head_parameters, make_policy
@@ -54,6 +55,7 @@ class Prepared:
     model_config: Any
     tokenizer: Any
     tokenizer_fingerprint: str
+    template_date: str | None
     stage: Stage
     store: TokenStore
     rows: np.ndarray
@@ -102,9 +104,12 @@ def prepare(
         trust_remote_code=config.model.trust_remote_code,
         max_length=config.data.max_length,
         strict=config.data.strict,
+        template_kwargs=config.model.chat_template_kwargs,
+        special_tokens=config.data.special_tokens,
         switches=switches,
     )
     tokenizer = factory.tokenizer()
+    factory = replace(factory, template_date=template_date(config, tokenizer))
     check_vocabulary(model_config, tokenizer, model_dir)
     stage = factory.stage(resolved.stage.record, tokenizer)
     _require_rows(resolved, stage, world_size)
@@ -130,6 +135,7 @@ def prepare(
         model_config=model_config,
         tokenizer=tokenizer,
         tokenizer_fingerprint=fingerprint,
+        template_date=factory.template_date,
         stage=timed(times, "stages", resolved.stage.name, guarded_stage(stage, plugin, vocabulary)),
         store=store,
         rows=rows,

@@ -291,6 +291,7 @@ def _lock(prepared: Prepared, registry: Registry, engine: Engine, *, reference: 
         model_dir=prepared.model_dir,
         model_config=prepared.model_config,
         tokenizer_fingerprint=prepared.tokenizer_fingerprint,
+        template_date=prepared.template_date,
         store=prepared.store,
         eval_store=prepared.eval_store if prepared.eval_plan else None,
         world_size=engine.world_size,

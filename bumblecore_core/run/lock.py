@@ -44,6 +44,9 @@ BY_CONTENT = (
     "model.path",
     "model.tokenizer",
     "model.chat_template",
+    "model.chat_template_kwargs",
+    "model.chat_template_date",
+    "data.special_tokens",
     "model.trust_remote_code",
 )
 """Config keys whose effect is compared by the fingerprints of data, tokenizer and model."""
@@ -88,9 +91,11 @@ def make_lock(
     eval_store: TokenStore | None,
     world_size: int,
     reference: str | None = None,
+    template_date: str | None = None,
 ) -> dict[str, Any]:
     """Plugins in use with distribution, version and hashes of their options and of files that these name; library
-    versions; fingerprints of data, tokenizer, model and `reference` model; the resolved config."""
+    versions; fingerprints of data, tokenizer, model and `reference` model; the day that the chat template prints; the
+    resolved config."""
     from_config = resolved.stage.record.model_from == "config"
     cache_dir = cache_dir_of(resolved.config.data)
     return {
@@ -107,6 +112,7 @@ def make_lock(
             "weights": None if from_config else weights_fingerprint(model_dir, cache_dir),
         },
         "reference": reference,
+        "template_date": template_date,
     }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from bumblecore_core.protocols import Stage, StageContext
 from bumblecore_core.records import Options, StageRecord
@@ -27,7 +28,10 @@ class StageFactory:
     trust_remote_code: bool
     max_length: int
     strict: bool
+    template_kwargs: Mapping[str, Any]
+    special_tokens: Literal["control", "text", "refuse"]
     switches: PluginSwitches
+    template_date: str | None = None
 
     def __call__(self) -> Stage:
         record = load_registry(self.switches).get("stages", self.stage_name)
@@ -39,9 +43,24 @@ class StageFactory:
             self.tokenizer_dir, chat_template=self.chat_template, trust_remote_code=self.trust_remote_code
         )
 
+    def rendering(self) -> dict[str, Any]:
+        """What the tokens of a conversation depend on beside the tokenizer."""
+        return {
+            "template_kwargs": dict(self.template_kwargs),
+            "template_date": self.template_date,
+            "special_tokens": self.special_tokens,
+        }
+
     def stage(self, record: StageRecord, tokenizer: Any) -> Stage:
         """The stage with the given tokenizer."""
-        context = StageContext(tokenizer=tokenizer, max_length=self.max_length, strict=self.strict)
+        context = StageContext(
+            tokenizer=tokenizer,
+            max_length=self.max_length,
+            strict=self.strict,
+            template_kwargs=self.template_kwargs,
+            template_date=self.template_date,
+            special_tokens=self.special_tokens,
+        )
         plugin = Plugin.of(record)
         with blamed(plugin):
             stage = record.build(options=self.options, context=context)

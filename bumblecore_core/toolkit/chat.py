@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -44,6 +44,21 @@ class _Tokens(NamedTuple):
     ends: list[int]
 
 
+class Context(Protocol):
+    """What `chat_encoder` reads: `bumblecore_core.StageContext` has it."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def strict(self) -> bool: ...
+    @property
+    def template_kwargs(self) -> Mapping[str, Any]: ...
+    @property
+    def template_date(self) -> str | None: ...
+    @property
+    def special_tokens(self) -> SpecialTokens: ...
+
+
 class ChatEncoder:
     """Encodes conversations with one tokenizer and its chat template. Holds no open resources; pickles.
 
@@ -67,7 +82,14 @@ class ChatEncoder:
         self.train_on = train_on
         self._specials = tuple(specials)
         template = ChatTemplate(tokenizer, variables=template_kwargs, date=date)
-        self._text = ChatText(template, specials=self._specials, train_on=train_on, reasoning=reasoning, strict=strict)
+        self._text = ChatText(
+            template,
+            specials=self._specials,
+            eos=tokenizer.eos_token or "",
+            train_on=train_on,
+            reasoning=reasoning,
+            strict=strict,
+        )
         ends = [text for text, token in specials.items() if token in template.end_of_turn_ids()]
         self._special_texts = SpecialTexts(self._specials, ends, special_tokens_as)
         self._encoder = exact_encoder(tokenizer)
@@ -246,6 +268,19 @@ def _joined(
         return next(entry for entry in entries if not isinstance(entry, EncodedChat))
     encoded[0] = replace(encoded[0], warnings=(*warnings, *encoded[0].warnings))
     return encoded
+
+
+def chat_encoder(context: Context, *, train_on: TrainOn = "all", reasoning: Reasoning = "keep") -> ChatEncoder:
+    """The encoder of a stage."""
+    return ChatEncoder(
+        context.tokenizer,
+        train_on=train_on,
+        reasoning=reasoning,
+        strict=context.strict,
+        template_kwargs=context.template_kwargs,
+        date=context.template_date,
+        special_tokens_as=context.special_tokens,
+    )
 
 
 def encode_chats(

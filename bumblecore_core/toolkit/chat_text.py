@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from bumblecore_core.errors import RowError
-from bumblecore_core.toolkit.lost_parts import lost_in_context, lost_in_reply
+from bumblecore_core.toolkit.lost_parts import context_warnings, require_whole
 from bumblecore_core.toolkit.message_forms import MessageForm, find_form, in_form
 from bumblecore_core.toolkit.templates import ChatTemplate
-from bumblecore_core.toolkit.thinking import separated, served
+from bumblecore_core.toolkit.thinking import separated, served, without_empty_block
 from bumblecore_core.values import ChatSample, Dropped, Message
 
 TrainOn: TypeAlias = Literal["all", "last"]
@@ -77,14 +77,22 @@ class _Conversation(NamedTuple):
 
 
 class ChatText:
-    """Renders conversations with one chat template. `specials`: texts of the special tokens; `refuse`: see `Refuse`."""
+    """Renders conversations with one chat template. `specials`, `eos`: texts of the special tokens, and of EOS."""
 
     def __init__(
-        self, template: ChatTemplate, *, specials: Sequence[str], train_on: TrainOn, reasoning: Reasoning, strict: bool
+        self,
+        template: ChatTemplate,
+        *,
+        specials: Sequence[str],
+        eos: str,
+        train_on: TrainOn,
+        reasoning: Reasoning,
+        strict: bool,
     ) -> None:
         self.template = template
         self.train_on, self.reasoning, self.strict = train_on, reasoning, strict
-        self._specials = tuple(specials)
+        self._specials, self._eos = tuple(specials), eos
+        self._rest = re.compile(rf"(?:\s|{'|'.join(map(re.escape, self._specials)) or '(?!)'})*")
         self._forms: dict[str, MessageForm] = {}
 
     def __call__(
@@ -103,7 +111,11 @@ class ChatText:
                 return self._empty(index)
         try:
             if self.template.has_marks(conversation.tools):
-                return [self._marked(conversation, runs, first, refuse)]
+                try:
+                    return [self._marked(conversation, runs, refuse)]
+                except RowError as error:  # a part that the template renders in the last turn only, say
+                    if error.problem.code != "BC079":
+                        raise
             return self._as_served(conversation, runs, split=split, refuse=refuse)
         except RowError as error:
             return error
@@ -149,7 +161,7 @@ class ChatText:
 
     # Generation marks
 
-    def _marked(self, conversation: _Conversation, runs: list[list[int]], first: int, refuse: Refuse) -> Rendered:
+    def _marked(self, conversation: _Conversation, runs: list[list[int]], refuse: Refuse) -> Rendered:
         text, marks = self.template.render_marks(conversation.formed, conversation.tools, conversation.variables)
         assistants = [at for at, message in enumerate(conversation.messages) if message.get("role") == "assistant"]
         trained = {index for run in runs for index in run}
@@ -159,10 +171,16 @@ class ChatText:
         for index, (start, end) in zip(assistants, marks, strict=True):
             if index not in trained or end <= start:
                 continue
-            start += len(_empty_block(text[start:end], conversation, index))
-            self._require_whole(conversation, index, index + 1, text[start:end])
+            asked = self._text(conversation, index, prompt=True)
+            if text.startswith(asked):  # a mark may begin before the reply, at the header that the prompt has
+                start = max(start, len(asked))
+            reply = self._closed(text[start:end])
+            if not conversation.messages[index].get("reasoning_content"):
+                start += len(reply) - len(without_empty_block(reply, conversation.form.tags))
+            end = max(start, end - len(text[start:end]) + len(self._closed(text[start:end])))
+            require_whole(conversation.messages, range(index, index + 1), text[start:end])
             spans.append(Span(start, end, f"messages[{index}]", conversation.weights[index]))
-        return Rendered(text, tuple(spans), self._lost_context(conversation, text))
+        return Rendered(text, tuple(spans), context_warnings(conversation.messages, conversation.tools, text))
 
     def _marked_otherwise(
         self,
@@ -180,9 +198,10 @@ class ChatText:
                 raise refuse(turn.prompt, text, turn.field, "what comes before this turn")
             last = len(turn.prompt) + len(turn.reply)
             inside = [(start, end) for start, end in marks if len(turn.prompt) <= start < end <= last]
-            self._require_whole(conversation, turn.first, turn.stop, "".join(text[start:end] for start, end in inside))
+            marked = "".join(text[start:end] for start, end in inside)
+            require_whole(conversation.messages, range(turn.first, turn.stop), marked)
             spans += [Span(start, end, turn.field, turn.weight) for start, end in inside]
-        return Rendered(text, tuple(spans), self._lost_context(conversation, text))
+        return Rendered(text, tuple(spans), context_warnings(conversation.messages, conversation.tools, text))
 
     # As served
 
@@ -194,17 +213,21 @@ class ChatText:
             raise RowError(code="BC091", field="messages", problem=problem, fix="split it, or set stage.train_on: last")
         turns = [turn for run in runs for turn in self._turns(conversation, run, refuse)]
         for turn in turns:
-            self._require_whole(conversation, turn.first, turn.stop, turn.reply)
+            require_whole(conversation.messages, range(turn.first, turn.stop), turn.reply)
         text = self._text(conversation, len(conversation.formed))
         spans = [self._span(turn, text) for turn in turns]
         if all(span is not None for span in spans):
-            return [Rendered(text, tuple(filter(None, spans)), self._lost_context(conversation, text))]
+            return [
+                Rendered(
+                    text, tuple(filter(None, spans)), context_warnings(conversation.messages, conversation.tools, text)
+                )
+            ]
         if not split and len(turns) > 1:
             turn = turns[spans.index(None)]
             before = not text.startswith(turn.prompt)
             what = "what comes before this turn" if before else "this turn"
             raise refuse(turn.prompt if before else turn.prompt + turn.reply, text, turn.field, what)
-        warnings = self._lost_context(conversation, turns[-1].prompt, stop=turns[-1].first)
+        warnings = context_warnings(conversation.messages[: turns[-1].first], conversation.tools, turns[-1].prompt)
         return [
             Rendered(
                 turn.prompt + turn.reply,
@@ -229,13 +252,20 @@ class ChatText:
         asked, rendered = self._text(conversation, first, prompt=True), self._text(conversation, stop)
         message = conversation.messages[first]
         reasoning = message.get("reasoning_content") or separated(str(message.get("content", "")))[0]
-        turn = served(asked, rendered, reasoning, conversation.form.tags)
+        before = conversation.messages[first - 1].get("content") if first else None
+        last_text = before if isinstance(before, str) else ""
+        turn = served(asked, rendered, reasoning, conversation.form.tags, last_text)
         if turn is None:
             raise refuse(asked, rendered, f"messages[{first}]", "what comes before this turn")
-        # white space after the closing special token is not the model's to write
-        closed = turn.reply.rstrip()
-        reply = closed if closed.endswith(self._specials) else turn.reply
-        return _Turn(turn.prompt, reply, first, stop, conversation.weights[first])
+        return _Turn(turn.prompt, self._closed(turn.reply), first, stop, conversation.weights[first])
+
+    def _closed(self, reply: str) -> str:
+        """`reply` up to the token that ends it: without white space or the next turn's header after that."""
+        body, eos, rest = reply.rpartition(self._eos) if self._eos else ("", "", reply)
+        if eos and not self._rest.fullmatch(rest):
+            body, eos = "", ""
+        closed = (body + eos) or reply.rstrip()
+        return closed if closed.endswith(self._specials) else reply
 
     def _span(self, turn: _Turn, text: str) -> Span | None:
         """The turn's characters in the whole rendering; None where they are not there."""
@@ -254,39 +284,6 @@ class ChatText:
         return self.template.render(
             conversation.formed[:stop], conversation.tools, prompt=prompt, variables=conversation.variables
         )
-
-    # What is lost
-
-    def _require_whole(self, conversation: _Conversation, first: int, stop: int, reply: str) -> None:
-        """Raises BC079 where a part of the trained messages is not in their trained text."""
-        for index in range(first, stop):
-            message = conversation.messages[index]
-            content = message.get("content")
-            reasoning, answer = separated(content) if isinstance(content, str) else ("", content)
-            given = {**message, "content": answer, **({"reasoning_content": reasoning} if reasoning else {})}
-            if (lost := lost_in_reply(given, reply)) is None:
-                continue
-            if lost == "reasoning_content":
-                fix = "set stage.reasoning: drop to train without it, or model.chat_template (or "
-                fix += "model.chat_template_kwargs) so that it is rendered"
-            else:
-                fix = "set model.chat_template to a template that renders it, or remove it from the row"
-            problem = "the chat template does not render this part of a trained turn"
-            raise RowError(code="BC079", field=f"messages[{index}].{lost}", problem=problem, fix=fix)
-
-    def _lost_context(self, conversation: _Conversation, text: str, stop: int | None = None) -> tuple[str, ...]:
-        kinds = lost_in_context(conversation.messages[:stop], conversation.tools, text)
-        return tuple(f"BC080 the chat template does not render {kind}" for kind in kinds)
-
-
-def _empty_block(reply: str, conversation: _Conversation, index: int) -> str:
-    """An empty think block at the start of a marked reply, which is the prompt's."""
-    if conversation.messages[index].get("reasoning_content"):
-        return ""
-    tags = conversation.form.tags
-    pattern = rf"\s*{re.escape(tags.opening.strip())}\s*{re.escape(tags.closing.strip())}\s*"
-    match = re.match(pattern, reply)
-    return match[0] if match else ""
 
 
 def _assistant_runs(conversation: _Conversation, first: int) -> Iterator[list[int]]:

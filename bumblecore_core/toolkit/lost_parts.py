@@ -3,10 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from bumblecore_core.errors import RowError
+from bumblecore_core.toolkit.thinking import separated
 from bumblecore_core.values import Message
+
+
+def require_whole(messages: Sequence[Message], trained: Iterable[int], reply: str) -> None:
+    """Raises `RowError` BC079 where a part of the messages with the indices `trained` is not in their trained text."""
+    for index in trained:
+        content = messages[index].get("content")
+        reasoning, answer = separated(content) if isinstance(content, str) else ("", content)
+        message = {**messages[index], "content": answer, **({"reasoning_content": reasoning} if reasoning else {})}
+        if (lost := lost_in_reply(message, reply)) is None:
+            continue
+        fix = "set model.chat_template to a template that renders it, or remove it from the row"
+        if lost == "reasoning_content":
+            fix = "set stage.reasoning: drop to train without it, or model.chat_template_kwargs (such as "
+            fix += "enable_thinking: true) or model.chat_template so that it is rendered"
+        problem = "the chat template does not render this part of a trained turn"
+        raise RowError(code="BC079", field=f"messages[{index}].{lost}", problem=problem, fix=fix)
+
+
+def context_warnings(messages: Sequence[Message], tools: Sequence[Any] | None, text: str) -> tuple[str, ...]:
+    """A warning for each kind of context that `text` does not hold."""
+    kinds = lost_in_context(messages, tools, text)
+    return tuple(f"BC080 the chat template does not render {kind}" for kind in kinds)
 
 
 def lost_in_reply(message: Message, reply: str) -> str | None:

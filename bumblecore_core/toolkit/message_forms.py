@@ -150,18 +150,24 @@ def _wants_parts(render: Render) -> bool:
 def _reasoning(render: Render, parts: bool) -> tuple[str | None, ThinkTags]:
     plain = MessageForm(parts=parts)
     user, reply = in_form([{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}], plain)
-    for name in REASONING_NAMES:
-        text = render([user, {**reply, name: _REASONING}], None, False)
+    calling = {**reply, "content": "", "tool_calls": _tool_loop()[1]["tool_calls"]}
+    for message, tools, name in (
+        *((reply, None, name) for name in REASONING_NAMES),
+        *((calling, _PROBE_TOOLS, name) for name in REASONING_NAMES),  # some render it only before a call
+    ):
+        text = render([user, {**message, name: _REASONING}], tools, False)
         if text is None or _REASONING not in text:
             continue
         start = text.index(_REASONING)
         before, after = text[:start], text[start + len(_REASONING) :]
+        asked = render([user], tools, True) or ""
+        opening = before[_common_length(asked, before) :]
+        if not opening.strip():  # the generation prompt has it
+            opening = (re.search(r"[<\[◁][^<\[◁\n]*[>\]▷]\w*\s*\Z", before) or [THINK.opening])[0]
+        if message is calling:
+            return name, ThinkTags(opening, (re.match(r"\s*[<\[◁][^<\[◁\n]*?[>\]▷]", after) or [THINK.closing])[0])
         if _ANSWER not in after or _ANSWER in before:
             return name, THINK
-        asked = render([user], None, True) or ""
-        opening = before[_common_length(asked, before) :]
-        if not opening.strip():  # the generation prompt has it: the tag is what its last line ends in
-            opening = (re.search(r"[<\[◁][^<\[◁\n]*[>\]▷]\s*\Z", asked) or [THINK.opening])[0]
         return name, ThinkTags(opening, after[: after.index(_ANSWER)])
     return None, THINK
 

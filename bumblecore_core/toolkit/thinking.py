@@ -2,8 +2,8 @@
 
 Templates disagree: some open the think tag in the generation prompt (DeepSeek-R1, Qwen3-Thinking, Nemotron), some add
 an empty think block to a turn without reasoning (Qwen3, GLM-4.5), some drop the reasoning of every turn that they
-render (DeepSeek-R1). Whatever they do, a trained turn is split as it is served: the prompt is the generation prompt, an empty
-think block belongs to the prompt (that is how a model is asked not to think), and the rest is trained.
+render (DeepSeek-R1). Whatever they do, a trained turn is split as it is served: the prompt is the generation prompt, an
+empty think block belongs to the prompt (that is how a model is asked not to think), and the rest is trained.
 """
 
 from __future__ import annotations
@@ -22,6 +22,17 @@ class ThinkTags(NamedTuple):
 
 
 THINK = ThinkTags()
+KNOWN_TAGS = (
+    THINK,
+    ThinkTags("<thinking>", "</thinking>"),
+    ThinkTags("<reasoning>", "</reasoning>"),
+    ThinkTags("<seed:think>", "</seed:think>"),
+    ThinkTags("[THINK]", "[/THINK]"),
+    ThinkTags("◁think▷", "◁/think▷"),
+    ThinkTags("<|channel>thought\n", "<channel|>"),
+    ThinkTags("<|START_THINKING|>", "<|END_THINKING|>"),
+)
+"""Of templates whose tags a probe does not show, since they render no reasoning in a finished turn."""
 
 
 class Served(NamedTuple):
@@ -41,27 +52,54 @@ def separated(content: str) -> tuple[str, str]:
     return match[1].strip(), match[2]
 
 
-def served(asked: str, rendered: str, reasoning: str, tags: ThinkTags) -> Served | None:
+def served(asked: str, rendered: str, reasoning: str, tags: ThinkTags, last_text: str) -> Served | None:
     """Splits a rendered turn. `asked`: the messages before it with the generation prompt; `rendered`: the messages up
-    to and with it. None where the rendering is no continuation of what was asked."""
-    opening, closing = re.escape(tags.opening.strip()), re.escape(tags.closing.strip())
-    tail = re.escape(tags.closing[len(tags.closing.rstrip()) :])
-    end = f"{closing}(?:{tail})?"
-    opened = re.search(rf"{opening}\s*\Z", asked)
+    to and with it; `last_text`: the content of the message before it. None where the rendering is no continuation of
+    what was asked.
+
+    Some templates write earlier parts of the conversation otherwise when a user is last (Mistral puts the system text
+    and the tools there); then what follows `last_text` must continue.
+    """
+    if (turn := _continued(asked, rendered, reasoning, tags)) is not None:
+        return turn
+    last_text = last_text.strip()
+    cut = asked.rfind(last_text) + len(last_text) if last_text and last_text in asked else 0
+    at = rendered.rfind(last_text) if cut else -1
+    while at >= 0:
+        turn = _continued(asked[cut:], rendered[at + len(last_text) :], reasoning, tags)
+        if turn is not None:
+            return Served(asked[:cut] + turn.prompt, turn.reply)
+        at = rendered.rfind(last_text, 0, at + len(last_text) - 1)
+    return None
+
+
+def without_empty_block(reply: str, tags: ThinkTags, *, opened: bool = False) -> str:
+    """`reply` without an empty think block at its start; `opened`: the prompt has the opening tag."""
+    for pair in (tags, *KNOWN_TAGS):
+        opening, end = re.escape(pair.opening.strip()), _closing(pair)
+        if match := re.match(rf"\s*{end}" if opened else rf"\s*{opening}\s*{end}", reply):
+            return reply[match.end() :]
+    return reply
+
+
+def _continued(asked: str, rendered: str, reasoning: str, tags: ThinkTags) -> Served | None:
     if rendered.startswith(asked):
         reply = rendered[len(asked) :]
-        empty = re.match(rf"\s*{end}" if opened else rf"\s*{opening}\s*{end}", reply)
-        if empty and not reasoning:
-            return Served(asked + empty[0], reply[empty.end() :])
-        return Served(asked, reply)
-    if opened and rendered.startswith(before := asked[: opened.start()]):
-        return _reopened(asked, before, rendered[len(before) :], reasoning, tags)
-    closed = re.search(rf"(?:{opening}\s*)?{closing}\s*\Z", asked)
-    if closed and rendered.startswith(before := asked[: closed.start()]):
-        reply = rendered[len(before) :]
-        empty = re.match(rf"\s*(?:{opening}\s*)?{end}", reply)
-        if not re.match(rf"\s*{opening}", reply) or empty:
-            return Served(asked, reply[empty.end() :] if empty else reply)
+        is_open = any(asked.rstrip().endswith(pair.opening.strip()) for pair in (tags, *KNOWN_TAGS))
+        answer = reply if reasoning else without_empty_block(reply, tags, opened=is_open)
+        return Served(asked + reply[: len(reply) - len(answer)], answer)
+    for pair in (tags, *KNOWN_TAGS):
+        opening, closing = re.escape(pair.opening.strip()), re.escape(pair.closing.strip())
+        opened = re.search(rf"{opening}\s*\Z", asked)
+        if opened and rendered.startswith(before := asked[: opened.start()]):
+            return _reopened(asked, before, rendered[len(before) :], reasoning, pair)
+        closed = re.search(rf"(?:{opening}\s*)?{closing}\s*\Z", asked)
+        if closed and rendered.startswith(before := asked[: closed.start()]):
+            reply = rendered[len(before) :]
+            if reasoning:  # a model that is asked not to think cannot write it: nothing of it is in the reply
+                return Served(asked, "" if re.match(rf"\s*{opening}", reply) else reply)
+            match = re.match(rf"\s*(?:{opening}\s*)?{_closing(pair)}", reply)
+            return Served(asked, reply[match.end() :] if match else reply)
     return None
 
 
@@ -79,3 +117,9 @@ def _reopened(asked: str, before: str, rest: str, reasoning: str, tags: ThinkTag
     if block["closing"]:
         return Served(before + block[0], answer)
     return Served(asked + close, answer)
+
+
+def _closing(tags: ThinkTags) -> str:
+    """The pattern of a closing tag with the white space that the template writes after it."""
+    tail = re.escape(tags.closing[len(tags.closing.rstrip()) :])
+    return f"{re.escape(tags.closing.strip())}(?:{tail})?"

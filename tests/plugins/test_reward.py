@@ -8,6 +8,7 @@ from torch.nn import functional
 from bumblecore_core import ConfigError, Dropped, ModelError, PreferenceSample, RowError, StageContext, TokenExample
 from bumblecore_core.toolkit.policy import make_policy
 from bumblecore_plugins.losses.reward import BradleyTerry
+from bumblecore_plugins.stages import RewardOptions
 from bumblecore_plugins.stages.reward import RewardStage
 from reward_models import make_scorer
 from tiny_models import FAMILIES, VOCABULARY, register_attentions
@@ -37,7 +38,7 @@ def tokenizer(tokenizer_dir):
 
 
 def stage_of(tokenizer, max_length=64):
-    return RewardStage(StageContext(tokenizer=tokenizer, max_length=max_length))
+    return RewardStage(RewardOptions(), StageContext(tokenizer=tokenizer, max_length=max_length))
 
 
 def ids(seed, count):

@@ -41,6 +41,7 @@ class Shards:
             stage_options=self.resolved.stage.options,
             make_stage=self.factory,
             tokenizer_fingerprint=self.tokenizer_fingerprint,
+            rendering=self.factory.rendering(),
             data=data,
             progress=self.progress,
             field=field,

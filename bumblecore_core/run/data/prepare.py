@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ def prepare_store(
     stage_options: Options,
     make_stage: Callable[[], Stage] | None,
     tokenizer_fingerprint: str,
+    rendering: Mapping[str, Any] | None = None,
     data: DataSection,
     progress: bool,
     field: str = "data.path",
@@ -54,7 +55,7 @@ def prepare_store(
     byte is what was written. Damaged shards are built again, which the report counts (BC075). Shards that a process of
     this host verified after `since` (Unix seconds) are not verified again.
 
-    `formats`: of each file, None to tell it from its first row; more than there are files are ignored. `make_stage`:
+    `rendering`: what the tokens of chats depend on beside the tokenizer. `formats`: of each file, None to tell it from its first row; more than there are files are ignored. `make_stage`:
     picklable, makes the stage in a worker process; None pickles `stage`. Safe to call in several processes at once: one
     builds, the others wait and reuse. Raises `DataError` with up to 300 problems of the files and rows (20 of them are
     shown), BC028 where more than 5 % of the rows do not fit, BC008 where no row is left, BC076 where a file
@@ -75,6 +76,7 @@ def prepare_store(
             "reads": stage_record.reads,
             "stage_options": stage_options.model_dump(mode="json"),
             "tokenizer": tokenizer_fingerprint,
+            "rendering": rendering,
             "max_length": data.max_length,
             "strict": data.strict,
             "txt_split": data.txt_split,

@@ -4,11 +4,17 @@ labels."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from pydantic import Field
 
-from bumblecore_core import NoOptions, Options, StageContext, StageRecord, hookimpl
+from bumblecore_core import Options, StageContext, StageRecord, hookimpl
+
+Reasoning: TypeAlias = Literal["keep", "drop"]
+REASONING: Any = Field(
+    "keep",
+    description="Whether reasoning (reasoning_content, or <think>…</think> before a reply) is trained, or dropped.",
+)
 
 
 class TextOptions(Options):
@@ -21,13 +27,15 @@ class SftOptions(Options):
     """Options of supervised fine-tuning."""
 
     train_on: Literal["all", "last"] = Field(
-        "all", description="Which assistant turns are trained: all of them, or the last of each conversation alone."
+        "all", description="Which assistant turns are trained: all of them, or only the last of each conversation."
     )
+    reasoning: Reasoning = REASONING
 
 
 class DpoOptions(Options):
     """Options of direct preference optimisation."""
 
+    reasoning: Reasoning = REASONING
     reference: str = Field(
         "start",
         min_length=1,
@@ -48,6 +56,7 @@ class DpoOptions(Options):
 class KtoOptions(Options):
     """Options of Kahneman-Tversky optimisation."""
 
+    reasoning: Reasoning = REASONING
     reference: str = Field(
         "start",
         min_length=1,
@@ -59,6 +68,12 @@ class KtoOptions(Options):
         description="Compare with an estimate of the KL divergence to the reference, over the rows of an optimizer "
         "step (two or more), which takes a second completion for each; false compares with 0.",
     )
+
+
+class RewardOptions(Options):
+    """Options of reward models."""
+
+    reasoning: Reasoning = REASONING
 
 
 def build_text(*, options: TextOptions, context: StageContext) -> Any:
@@ -89,11 +104,11 @@ def build_kto(*, options: KtoOptions, context: StageContext) -> Any:
     return FeedbackStage(options, context)
 
 
-def build_reward(*, options: NoOptions, context: StageContext) -> Any:
+def build_reward(*, options: RewardOptions, context: StageContext) -> Any:
     """The stage of `reward`."""
     from bumblecore_plugins.stages.reward import RewardStage
 
-    return RewardStage(context)
+    return RewardStage(options, context)
 
 
 @hookimpl
@@ -155,6 +170,7 @@ def bumble_stages() -> Sequence[StageRecord]:
             reads="preference",
             loss_kind="reward",
             default_loss="bradley_terry",
+            options=RewardOptions,
             head="score",
         ),
     ]

@@ -26,7 +26,7 @@ from bumblecore_core import (
     TokenExample,
 )
 from bumblecore_core.protocols import Reference
-from bumblecore_core.toolkit.chat import ChatEncoder, EncodedChat
+from bumblecore_core.toolkit.chat import EncodedChat, chat_encoder
 from bumblecore_core.toolkit.logprobs import TokenLogprobs
 from bumblecore_core.toolkit.packing import pack
 from bumblecore_plugins.stages.pair_layout import (
@@ -58,7 +58,7 @@ class PreferenceStage:
 
     def __init__(self, options: DpoOptions, context: StageContext) -> None:
         self._options, self._context = options, context
-        self._encoder = ChatEncoder(context.tokenizer, strict=context.strict)
+        self._encoder = chat_encoder(context, reasoning=options.reasoning)
         self._logprobs = TokenLogprobs()
         self.reference = None if options.reference == "none" else Reference(model=options.reference, columns=REFERENCE)
 

@@ -30,7 +30,7 @@ from bumblecore_core import (
     TokenExample,
 )
 from bumblecore_core.protocols import Reference
-from bumblecore_core.toolkit.chat import ChatEncoder, EncodedChat
+from bumblecore_core.toolkit.chat import EncodedChat, chat_encoder
 from bumblecore_core.toolkit.logprobs import TokenLogprobs
 from bumblecore_core.toolkit.packing import offsets, pack, ranges
 from bumblecore_plugins.stages.dpo import TOO_LONG
@@ -51,7 +51,7 @@ class FeedbackStage:
 
     def __init__(self, options: KtoOptions, context: StageContext) -> None:
         self._context = context
-        self._encoder = ChatEncoder(context.tokenizer, strict=context.strict)
+        self._encoder = chat_encoder(context, reasoning=options.reasoning)
         self._logprobs = TokenLogprobs()
         self._sides = ("row", "other") if options.kl else ("row",)
         self.columns = ("label", *(f"{side}_{what}" for side in self._sides for what in ("ids", "spans")))
@@ -83,7 +83,10 @@ class FeedbackStage:
         """The prompts, with the tools, of the ones and the completions of the others."""
         pairs = list(zip(prompts, completions, strict=True))
         first = [len(one.prompt) for one in prompts]
-        chats = [ChatSample(messages=(*one.prompt, *other.completion), tools=one.tools) for one, other in pairs]
+        chats = [
+            ChatSample(messages=(*one.prompt, *other.completion), tools=one.tools, template_kwargs=one.template_kwargs)
+            for one, other in pairs
+        ]
         return [named_side(chat, "completion", at) for chat, at in zip(self._encoder(chats, first), first, strict=True)]
 
     def _example(self, row: EncodedChat, other: EncodedChat | None, *, label: bool) -> TokenExample | Dropped:

@@ -33,7 +33,11 @@ def encoded_pairs(
 ) -> list[tuple[EncodedChat, EncodedChat] | Dropped | RowError]:
     """Both sequences of each pair, or why one of them cannot be had."""
     chats = [
-        ChatSample(messages=(*sample.prompt, *getattr(sample, side)), tools=sample.tools)
+        ChatSample(
+            messages=(*sample.prompt, *getattr(sample, side)),
+            tools=sample.tools,
+            template_kwargs=sample.template_kwargs,
+        )
         for sample in samples
         for side in SIDES
     ]

@@ -24,7 +24,7 @@ from bumblecore_core import (
     TokenExample,
     one,
 )
-from bumblecore_core.toolkit.chat import ChatEncoder, EncodedChat
+from bumblecore_core.toolkit.chat import EncodedChat, chat_encoder
 from bumblecore_core.toolkit.packing import pack
 from bumblecore_plugins.stages.pair_layout import (
     COLUMNS,
@@ -38,6 +38,7 @@ from bumblecore_plugins.stages.pair_layout import (
 
 if TYPE_CHECKING:
     from bumblecore_core.toolkit.policy import Policy
+    from bumblecore_plugins.stages import RewardOptions
 
 TOO_LONG = Dropped(code="BC028", reason="a sequence does not fit data.max_length")
 PAD_FIX = "Set pad_token in its tokenizer_config.json to a token that no conversation ends with"
@@ -51,9 +52,9 @@ class RewardStage:
     columns: tuple[str, ...] = COLUMNS
     shares_prefixes = True
 
-    def __init__(self, context: StageContext) -> None:
+    def __init__(self, options: RewardOptions, context: StageContext) -> None:
         self._context = context
-        self._encoder = ChatEncoder(context.tokenizer, strict=context.strict)
+        self._encoder = chat_encoder(context, reasoning=options.reasoning)
         if context.tokenizer.pad_token_id is None:
             problem = "the tokenizer has no pad token, by which a reward model tells a sequence's last token"
             raise one(ConfigError, "BC039", problem, PAD_FIX, field="model.tokenizer")
