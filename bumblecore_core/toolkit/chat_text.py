@@ -108,7 +108,10 @@ class ChatText:
             return NOTHING_TRAINED
         for index in (index for run in runs for index in run):
             if _is_empty(conversation.messages[index]):
-                return self._empty(index)
+                if not self.strict:
+                    return Dropped(code="BC015", reason="an assistant reply is empty")
+                field, problem = f"messages[{index}].content", "the assistant's reply is empty"
+                return RowError(code="BC015", field=field, problem=problem, fix="fill or remove it")
         try:
             if self.template.has_marks(conversation.tools):
                 try:
@@ -152,12 +155,6 @@ class ChatText:
 
             self._forms[key] = find_form(render)
         return self._forms[key]
-
-    def _empty(self, index: int) -> Dropped | RowError:
-        if not self.strict:
-            return Dropped(code="BC015", reason="an assistant reply is empty")
-        field = f"messages[{index}].content"
-        return RowError(code="BC015", field=field, problem="the assistant's reply is empty", fix="fill or remove it")
 
     # Generation marks
 
@@ -217,11 +214,8 @@ class ChatText:
         text = self._text(conversation, len(conversation.formed))
         spans = [self._span(turn, text) for turn in turns]
         if all(span is not None for span in spans):
-            return [
-                Rendered(
-                    text, tuple(filter(None, spans)), context_warnings(conversation.messages, conversation.tools, text)
-                )
-            ]
+            warnings = context_warnings(conversation.messages, conversation.tools, text)
+            return [Rendered(text, tuple(filter(None, spans)), warnings)]
         if not split and len(turns) > 1:
             turn = turns[spans.index(None)]
             before = not text.startswith(turn.prompt)

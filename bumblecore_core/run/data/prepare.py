@@ -55,11 +55,12 @@ def prepare_store(
     byte is what was written. Damaged shards are built again, which the report counts (BC075). Shards that a process of
     this host verified after `since` (Unix seconds) are not verified again.
 
-    `rendering`: what the tokens of chats depend on beside the tokenizer. `formats`: of each file, None to tell it from its first row; more than there are files are ignored. `make_stage`:
-    picklable, makes the stage in a worker process; None pickles `stage`. Safe to call in several processes at once: one
-    builds, the others wait and reuse. Raises `DataError` with up to 300 problems of the files and rows (20 of them are
-    shown), BC028 where more than 5 % of the rows do not fit, BC008 where no row is left, BC076 where a file
-    changes while it is read; nothing is kept then.
+    `rendering`: what the tokens of chats depend on beside the tokenizer. `formats`: of each file, None to tell it
+    from its first row; more than there are files are ignored. `make_stage`: picklable, makes the stage in a worker
+    process; None pickles `stage`. Safe to call in several processes at once: one builds, the others wait and reuse.
+    Raises `DataError` with up to 300 problems of the files and rows (20 of them are shown), BC028 where more than 5
+    % of the rows do not fit, BC008 where no row is left, BC076 where a file changes while it is read; nothing is
+    kept then.
     """
     sources = resolve_files(files, formats[: len(files)], field=field)
     records: list[DataFormatRecord] = [provided.record for provided in registry.all("data_formats")]  # type: ignore[misc]
