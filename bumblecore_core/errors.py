@@ -213,5 +213,6 @@ CODES: dict[str, str] = {
     "BC082": "a loss is a mean where a sum is wanted, or its count does not add up",
     "BC086": "special tokens in a text",
     "BC087": "a reply ends with the end-of-turn token",
+    "BC085": "the data has token weights that the loss does not accept",
     "BC094": "an installed library has a version that is not supported",
 }

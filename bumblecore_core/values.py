@@ -75,12 +75,13 @@ class TokenExample:
     """What a stage makes of a sample: ragged int32 columns, stored in the token shards.
 
     `length`: tokens that the example takes in a micro-batch. `count`: what its loss will report as count, which for a
-    token loss is the number of supervised *shifted* labels, for other losses 1. `truncated`: something was cut.
+    token loss is the number of supervised *shifted* labels (the sum of their weights where they have any), for other
+    losses 1. `truncated`: something was cut.
     """
 
     columns: Mapping[str, Sequence[int]]
     length: int
-    count: int
+    count: int | float
     truncated: bool = False
     warnings: tuple[str, ...] = ()
 
@@ -101,9 +102,10 @@ class Batch:
     where each of the D documents starts, and T. `document_lengths`: the same as Python ints, so that CPU attention
     needs no device sync. `extras`: tensors that the stage's own step reads. `rows`: indices of the examples in the
     token store. `count`: sum of the examples' counts. `head_positions`: positions that the head computes, where they
-    are not as many as `count` (for preference pairs, say). `shared_prefixes`: for each document how many tokens of the
-    document before it are its prefix as well, without being repeated: it attends to them, and its positions begin after
-    them. Empty where no document has one.
+    are not as many as `count` (for preference pairs, say). `items`: the number of items (positions, pairs, rows) where
+    `count` is the sum of their weights. `shared_prefixes`: for each document how many tokens of the document before it
+    are its prefix as well, without being repeated: it attends to them, and its positions begin after them. Empty where
+    no document has one.
     """
 
     input_ids: torch.Tensor
@@ -111,9 +113,10 @@ class Batch:
     cu_seqlens: torch.Tensor
     document_lengths: tuple[int, ...]
     rows: tuple[int, ...]
-    count: int
+    count: int | float
     extras: dict[str, torch.Tensor] = field(default_factory=dict)
     head_positions: int | None = None
+    items: int | None = None
     shared_prefixes: tuple[int, ...] = ()
 
     @property
@@ -122,9 +125,14 @@ class Batch:
         return sum(self.document_lengths)
 
     @property
+    def counted(self) -> int:
+        """How many items `count` is of, whatever their weights."""
+        return int(self.count) if self.items is None else self.items
+
+    @property
     def scored(self) -> int:
         """Positions that the head computes."""
-        return self.count if self.head_positions is None else self.head_positions
+        return self.counted if self.head_positions is None else self.head_positions
 
     @property
     def max_seqlen(self) -> int:
@@ -160,14 +168,15 @@ class Metric:
 
 @dataclass(kw_only=True, slots=True)
 class StepOutput:
-    """What a loss, and with it a stage's step, returns: a scalar float32 *sum*, the count it sums over, and metrics.
+    """What a loss, and with it a stage's step, returns: a scalar float32 *sum*, the count it sums over (the sum of the
+    items' weights where they have any), and metrics.
 
     The core divides by the count of the whole optimizer step, so no plugin can mis-scale accumulation. `per_example`:
     figures of each row of the batch, which the core collects when it asks a reference model.
     """
 
     loss_sum: torch.Tensor
-    count: int | torch.Tensor
+    count: int | float | torch.Tensor
     metrics: dict[str, Metric] = field(default_factory=dict)
     per_example: dict[str, torch.Tensor] = field(default_factory=dict)
 

@@ -15,10 +15,15 @@ if TYPE_CHECKING:
 class TokenLoss(Protocol):
     """A loss over supervised positions (`LossRecord(kind="token")`)."""
 
-    def __call__(self, *, hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> StepOutput:
-        """`hidden`: (N, H) last hidden states; `targets`: (N,) int64 token ids; `head.logits(hidden)`: (N, V).
+    def __call__(
+        self, *, hidden: torch.Tensor, head: Head, targets: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> StepOutput:
+        """`hidden`: (N, H) last hidden states; `targets`: (N,) int64 token ids; `head.logits(hidden)`: (N, V);
+        `weights`: (N,) float32 factors on the positions' losses, all positive; None: all 1.
 
-        N may be 0. Returns the *sum* over the N positions and N as the count.
+        N may be 0. Returns the *sum* over the N positions of weight × loss, and the sum of the weights (N without any)
+        as the count; means among the metrics are weighted alike. `weights` is passed only for a batch that has any, so
+        a loss may lack the keyword: it is refused where the data holds weights other than 1 (BC085).
         """
         ...
 

@@ -70,7 +70,7 @@ class Stage(Protocol):
         ...
 
     def collate(
-        self, *, examples: Sequence[Mapping[str, np.ndarray]], rows: Sequence[int], counts: Sequence[int]
+        self, *, examples: Sequence[Mapping[str, np.ndarray]], rows: Sequence[int], counts: Sequence[float]
     ) -> Batch:
         """The padding-free micro-batch of `examples` (column name → (n,) int32 array), on the CPU."""
         ...

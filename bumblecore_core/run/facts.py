@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bumblecore_core.config.schema import RunConfig
 from bumblecore_core.run.data.plan import BatchPlan
 from bumblecore_core.run.memory import MemoryInputs, Placement, estimate, readable
+from bumblecore_core.toolkit.token_weights import as_count
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,17 +22,20 @@ SHOWN_FILES = 20
 
 
 def data_facts(store: TokenStore, rows: np.ndarray, eval_rows: int, plan: BatchPlan, *, token_loss: bool) -> Facts:
-    """Rows, tokens, packing fill, and what was dropped or cut; the supervised share where the loss counts tokens."""
+    """Rows, tokens, packing fill, and what was dropped or cut; the supervised share where the loss counts tokens, and
+    the sum of their weights where they have any."""
     report = store.report
     tokens = int(store.lengths[rows].sum(dtype="int64"))
-    supervised = int(store.counts[rows].sum(dtype="int64"))
+    supervised = as_count(store.counts[rows].sum(dtype="float64"))
     more = len(store.files) - SHOWN_FILES
     facts = [
         ("data", ", ".join(store.files[:SHOWN_FILES]) + (f" and {more:,} more" if more > 0 else "")),
         ("rows", f"{report.rows:,} read, {len(rows):,} training examples" + _held_out(eval_rows)),
         ("tokens", f"{tokens:,} in training examples, longest {int(store.lengths[rows].max()):,}"),
     ]
-    if token_loss:
+    if token_loss and store.has_values("weights"):
+        facts.append(("supervised", f"tokens whose weights add up to {supervised:,.10g}"))
+    elif token_loss:
         facts.append(("supervised", f"{supervised:,} ({supervised / tokens:.1%} of tokens)"))
     if plan.options.packing:
         facts.append(("packing fill", f"{plan.fill():.1%} of {plan.options.max_length} tokens"))
@@ -124,10 +128,11 @@ def space_facts(config: RunConfig, weight_bytes: int, state_bytes: int) -> Facts
 
 def _largest_micro_batch(plan: BatchPlan, windows: int = 200) -> tuple[int, int]:
     """(tokens, supervised) of the largest among the micro-batches of the first epoch's first windows."""
-    sizes = [
+    tokens, count = max(
         (int(plan.lengths[list(micro.rows)].sum()), micro.count)
         for step in range(min(windows, plan.total_steps, plan.window(0).total))
         for rank in plan.window(step).micro_batches
         for micro in rank
-    ]
-    return max(sizes)
+    )
+    # A sum of weights says nothing of how many tokens there are: at most all of them.
+    return tokens, count if isinstance(count, int) and count <= tokens else tokens

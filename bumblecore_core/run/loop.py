@@ -24,6 +24,7 @@ from bumblecore_core.run.schedule_check import bad_rate
 from bumblecore_core.run.slow_steps import SlowSteps
 from bumblecore_core.run.speed import Speed, peak_memory
 from bumblecore_core.run.statistics import Statistics, with_totals
+from bumblecore_core.toolkit.token_weights import same_count
 from bumblecore_core.values import Batch, StepEvent
 
 Micros = Iterator[tuple[MicroBatch, Batch]]
@@ -58,6 +59,7 @@ class _Tally:
     """What this rank did in a window."""
 
     tokens: int = 0
+    items: int = 0
     flops: float = 0.0
     waited: float = 0.0
 
@@ -86,8 +88,9 @@ def train(
         metrics, tally = _accumulate(engine, window, micros, options, between)
         elapsed = (time.perf_counter() - started) / engine.world_size
         mine = [float(not metrics.finite()), peak_memory(engine.device)]
-        extra = [float(tally.tokens), tally.flops, tally.waited, elapsed, *saver.votes(), *_in_place_of(engine, mine)]
-        loss_sum, count, figures, (tokens, flops, waited, window_seconds, *sums) = metrics.reduce(engine, extra)
+        extra = [float(tally.tokens), float(tally.items), tally.flops, tally.waited, elapsed]
+        extra += [*saver.votes(), *_in_place_of(engine, mine)]
+        loss_sum, count, figures, (tokens, items, flops, waited, window_seconds, *sums) = metrics.reduce(engine, extra)
         votes, not_finite, memory = sums[:VOTES], sums[VOTES::2], sums[VOTES + 1 :: 2]
 
         rates = _checked_rates(engine, progress.step, options)
@@ -105,11 +108,7 @@ def train(
             {"loss": loss_sum / count if count else math.nan, **held, "grad_norm": result.grad_norm, **figures},
             latest=held.keys() | metrics.latest(),
             spent=Spent(
-                seconds=seconds,
-                tokens=tokens,
-                supervised=window.count,
-                flops=flops,
-                waited=waited / engine.world_size,
+                seconds=seconds, tokens=tokens, supervised=items, flops=flops, waited=waited / engine.world_size
             ),
             memory=max(memory),
         )
@@ -180,7 +179,7 @@ def _accumulate(
     if options.average_tokens_across_devices:
         scale = 1.0 / window.count
     else:
-        scale = 1.0 / (max(1, window.rank_count(engine.rank)) * engine.world_size)
+        scale = 1.0 / ((window.rank_count(engine.rank) or 1) * engine.world_size)
     last = len(window.micro_batches[engine.rank]) - 1
     asked = time.perf_counter()
     if options.statistics is not None:
@@ -196,6 +195,7 @@ def _accumulate(
         metrics.add(output, counts=micro.counts)
         if micro.counts:
             tally.tokens += batch.tokens
+            tally.items += batch.counted
             tally.flops += options.speed.flops.of(batch) if options.speed else 0.0
         if between is not None and at != last:
             between()
@@ -222,10 +222,10 @@ def _gradient_scale(window: Window, count: float, not_finite: list[float], optio
     """
     if any(not_finite):
         return math.nan
-    if count == window.count or count <= 0:
+    if same_count(count, window.count) or count <= 0:
         return 1.0
     if not options.average_tokens_across_devices:
-        problem = f"the loss counted {count:g} positions where the stage counted {window.count}"
+        problem = f"the loss counted {count:g} positions where the stage counted {window.count:g}"
         fix = "Set train.average_tokens_across_devices to true: without it each device must count as planned"
         raise RunError([Problem(code="BC039", field="train.average_tokens_across_devices", problem=problem, fix=fix)])
     return window.count / count

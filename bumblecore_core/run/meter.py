@@ -12,8 +12,8 @@ from bumblecore_core.toolkit.figures import is_core
 
 @dataclass(kw_only=True)
 class Spent:
-    """What optimizer steps took: wall seconds, tokens and counted positions of all ranks, FLOPs of all ranks, seconds
-    that a rank waited for data on average."""
+    """What optimizer steps took: wall seconds, tokens and supervised positions of all ranks (their number, not the sum
+    of their weights), FLOPs of all ranks, seconds that a rank waited for data on average."""
 
     seconds: float = 0.0
     tokens: float = 0.0

@@ -14,6 +14,7 @@ from typing import Any, get_args
 import torch
 
 from bumblecore_core.registry.validate import typename
+from bumblecore_core.toolkit.token_weights import same_count
 from bumblecore_core.values import Batch, Metric, Reduction, StepOutput, StepResult
 
 REDUCTIONS = get_args(Reduction)
@@ -76,7 +77,7 @@ def batch_fault(batch: Any, arguments: Mapping[str, Any], vocabulary: int | None
         return f"returned a Batch with token ids from {smallest} to {largest}, of a vocabulary of {vocabulary}"
     if tuple(batch.rows) != tuple(arguments["rows"]):
         return "returned a Batch of other rows than it was passed"
-    if not isinstance(batch.count, Real) or batch.count != sum(arguments["counts"]):
+    if not isinstance(batch.count, Real) or not same_count(float(batch.count), sum(arguments["counts"])):
         return f"returned a Batch with the count {batch.count!r} for counts that add up to {sum(arguments['counts'])}"
     wrong = [name for name, value in batch.extras.items() if not isinstance(value, torch.Tensor)]
     return f"returned a Batch whose extra '{wrong[0]}' is no tensor" if wrong else None

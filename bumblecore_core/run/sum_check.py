@@ -16,6 +16,7 @@ import torch
 from bumblecore_core.protocols import Loss
 from bumblecore_core.run.blame import Plugin, breach
 from bumblecore_core.run.checkpoint.streams import put_streams, take_streams
+from bumblecore_core.toolkit.token_weights import TOLERANCE
 from bumblecore_core.values import StepOutput
 
 MOST_ITEMS = 64  # of a micro-batch: enough to tell, and never the memory of a whole micro-batch's logits
@@ -25,7 +26,10 @@ SMALLER_HALF = 0.2
 halves' sum), and a mean, weighted or not, between the two halves: at most 0.8."""
 ROUNDING = 0.1
 """Half of that distance. A sum of 64 losses in float32, from logits in bf16, is off by less than 0.01."""
-WANTS = "Return the sum over all items as loss_sum and their number as count: the core divides by the count of the step"
+WANTS = (
+    "Return the sum over all items as loss_sum and their number (the sum of `weights`, if passed) as count: the core "
+    "divides by the count of the step"
+)
 
 
 class Verdict(Enum):
@@ -75,13 +79,15 @@ class SumCheck:
         outputs = [loss(**_part(inputs, *bound)) for bound in bounds]
         whole, first, second = (float(output.loss_sum) for output in outputs)
         counts = [float(output.count) for output in outputs]
+        most = _most(_part(inputs, 0, items), items)
         verdict = verdict_of(whole, first, second)
         fault = None
         if verdict is Verdict.MEAN:
             halves = f"{first:.4g} and {second:.4g} for their halves"
             fault = f"returned a mean, not a sum: {whole:.4g} for {items} items, {halves}"
-        elif counts[0] > items or not math.isclose(counts[0], counts[1] + counts[2], rel_tol=1e-3, abs_tol=1e-6):
+        elif counts[0] > most * (1 + TOLERANCE) or not _add_up(*counts):
             fault = f"counted {counts[0]:g} for {items} items, {counts[1]:g} and {counts[2]:g} for their halves"
+            fault += f", where weights add up to {most:g}" if most != items else ""
         if fault is not None and not _same(loss(**_part(inputs, 0, items)), outputs[0]):
             return None, False
         return fault, verdict is Verdict.SUM
@@ -104,6 +110,16 @@ def _items(inputs: Mapping[str, Any]) -> int:
     """How many items a loss is called with: the first dimension, where all its tensors share one."""
     sizes = {value.shape[0] for value in inputs.values() if isinstance(value, torch.Tensor) and value.ndim}
     return sizes.pop() if len(sizes) == 1 else 0
+
+
+def _most(inputs: Mapping[str, Any], items: int) -> float:
+    """The largest count that the items allow: their number, or the sum of their weights."""
+    weights = inputs.get("weights")
+    return float(weights.double().sum()) if isinstance(weights, torch.Tensor) else items
+
+
+def _add_up(whole: float, first: float, second: float) -> bool:
+    return math.isclose(whole, first + second, rel_tol=1e-3, abs_tol=1e-6)
 
 
 def _part(inputs: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
+from bumblecore_core.toolkit.token_weights import accepts_weights, same_count
 from bumblecore_core.values import Metric, Reduction, StepOutput
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ def check_token_loss(
     - sum, count, additive metrics and gradients of two parts add up to those of the whole (relative `tolerance`), so
       that gradient accumulation is exact, and gradients follow the factor that the core multiplies the sum with;
     - no position at all gives 0 with finite gradients;
+    - with `weights`, if it accepts them: ones change nothing, a position with the weight 0 is like one left out, twice
+      the weights give twice the sum, count, means' totals and gradients, and parts still add up;
     - it takes a head without weight (`hidden` are then logits), works without gradients, and leaves its input alone.
     """
     import torch
@@ -39,11 +42,18 @@ def check_token_loss(
     targets = torch.randint(vocabulary, (positions,), generator=generator)
     cut = positions // 3
 
-    def run(start: int, stop: int, factor: float = 1.0) -> tuple[StepOutput, torch.Tensor, torch.Tensor]:
+    def run(
+        start: int, stop: int, factor: float = 1.0, weights: torch.Tensor | None = None
+    ) -> tuple[StepOutput, torch.Tensor, torch.Tensor]:
         states = hidden[start:stop].clone().requires_grad_()
         matrix = weight.clone().requires_grad_()
-        output = loss(hidden=states, head=Head(weight=matrix), targets=targets[start:stop].clone())
-        _check_backward(output, stop - start, factor)
+        inputs = {"hidden": states, "head": Head(weight=matrix), "targets": targets[start:stop].clone()}
+        if weights is None:
+            output = loss(**inputs)
+            _check_backward(output, stop - start, factor)
+        else:
+            output = loss(**inputs, weights=weights[start:stop].clone())
+            _check_backward(output, float(weights[start:stop].double().sum()), factor, "as the sum of the weights")
         assert torch.equal(states.detach(), hidden[start:stop]), "the loss changed `hidden` in place"
         assert torch.equal(matrix.detach(), weight), "the loss changed the head's weight in place"
         return output, _gradient(states), _gradient(matrix)
@@ -68,6 +78,44 @@ def check_token_loss(
         from_logits = loss(hidden=hidden @ weight.T, head=Head(weight=None), targets=targets)
     _close(evaluated.loss_sum, whole.loss_sum, tolerance, "the sum without gradients")
     _close(from_logits.loss_sum, whole.loss_sum, tolerance, "the sum from a head without weight (hidden are logits)")
+    if accepts_weights(loss):
+        _check_weights(run, 0.1 + torch.rand(positions, generator=generator), cut, tolerance)
+        with torch.no_grad():
+            doubled = torch.full((positions,), 2.0)
+            from_logits = loss(hidden=hidden @ weight.T, head=Head(weight=None), targets=targets, weights=doubled)
+        _close(from_logits.loss_sum, whole.loss_sum * 2, tolerance, "the sum from weighted logits")
+
+
+def _check_weights(
+    run: Callable[..., tuple[StepOutput, torch.Tensor, torch.Tensor]],
+    weights: torch.Tensor,
+    cut: int,
+    tolerance: float,
+) -> None:
+    """`run(start, stop, weights=…)`: output and gradients of these positions; `weights`: of all of them."""
+    import torch
+
+    count = len(weights)
+    weighted, zeroed = run(0, count, weights=weights), weights.clone()
+    zeroed[:cut] = 0
+    rest, hidden_rest, head_rest = run(cut, count, weights=weights)
+    padded = rest, torch.cat([torch.zeros_like(weighted[1][:cut]), hidden_rest]), head_rest
+    for what, result, expected, factor in (
+        ("weights of 1", run(0, count, weights=torch.ones_like(weights)), run(0, count), 1.0),
+        ("weights of 0", run(0, count, weights=zeroed), padded, 1.0),
+        ("twice the weights", run(0, count, weights=2 * weights), weighted, 2.0),
+    ):
+        output, *gradients = result
+        reference, *wanted = expected
+        _close(output.loss_sum, reference.loss_sum * factor, tolerance, f"the sum with {what}")
+        for gradient, other, name in zip(gradients, wanted, ("hidden", "the head"), strict=True):
+            _close(gradient, other * factor, tolerance, f"gradients of {name} with {what}")
+        for name, metric in reference.metrics.items():
+            if metric.reduce == "mean":
+                total, weight = output.metrics[name].total, output.metrics[name].weight
+                _close(total, float(metric.total) * factor, tolerance, f"the total of metric '{name}' with {what}")
+                _close(weight, float(metric.weight) * factor, tolerance, f"the weight of metric '{name}' with {what}")
+    _check_additive(weighted[0], run(0, cut, weights=weights)[0], rest, tolerance)
 
 
 def check_preference_loss(
@@ -166,13 +214,13 @@ def _check_parts(
     return gradient
 
 
-def _check_backward(output: Any, count: int, factor: float) -> None:
-    _check_output(output, count)
+def _check_backward(output: Any, count: float, factor: float, of: str = "items") -> None:
+    _check_output(output, count, of)
     assert output.loss_sum.requires_grad, "loss_sum carries no gradient"
     (output.loss_sum * factor).backward()
 
 
-def _check_output(output: Any, count: int) -> None:
+def _check_output(output: Any, count: float, of: str) -> None:
     import torch
 
     assert isinstance(output, StepOutput), f"the loss returns a {type(output).__name__}, not a StepOutput"
@@ -181,13 +229,13 @@ def _check_output(output: Any, count: int) -> None:
     assert value.ndim == 0, f"loss_sum has shape {tuple(value.shape)}, not that of a scalar"
     assert value.dtype == torch.float32, f"loss_sum is {value.dtype}, not float32"
     total = float(value.detach())
-    assert math.isfinite(total), f"loss_sum of {count} items is {total}"
-    assert int(output.count) == count, f"count is {int(output.count)} for {count} items"
+    assert math.isfinite(total), f"loss_sum of {count:g} {of} is {total}"
+    assert same_count(float(output.count), count), f"count is {float(output.count):g} for {count:g} {of}"
     assert isinstance(output.metrics, Mapping), "metrics is no mapping of names to Metric"
     for name, metric in output.metrics.items():
         assert isinstance(metric, Metric), f"metric '{name}' is a {type(metric).__name__}, not a Metric"
         assert metric.reduce in get_args(Reduction), f"metric '{name}' reduces by '{metric.reduce}'"
-        assert math.isfinite(float(metric.total)), f"metric '{name}' of {count} items is {float(metric.total)}"
+        assert math.isfinite(float(metric.total)), f"metric '{name}' of {count:g} {of} is {float(metric.total)}"
 
 
 def _none_sums_to_zero(output: StepOutput, item: str) -> None:

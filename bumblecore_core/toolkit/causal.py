@@ -9,6 +9,7 @@ import numpy as np
 
 from bumblecore_core.errors import RowError
 from bumblecore_core.toolkit.packing import offsets, pack, ranges
+from bumblecore_core.toolkit.token_weights import as_count, checked_weights, from_column, same_count, to_column
 from bumblecore_core.values import Batch, Dropped, Sample, StepOutput, TokenExample
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 Encoded: TypeAlias = TokenExample | Sequence[TokenExample] | Dropped | RowError
 Spans: TypeAlias = Sequence[tuple[int, int]]
+Weights: TypeAlias = Sequence[float] | np.ndarray
 
 
 class Context(Protocol):
@@ -34,12 +36,13 @@ Encode: TypeAlias = Callable[[Sequence[Any], Any], Sequence[Encoded]]
 
 class CausalStage:
     """A `Stage` for a token loss: each example is one document, and `spans` says which of its tokens are trained.
+    `weights`: of each span, float32 bits in an int32 column, which is empty where all are 1.
 
     `encode(samples, context)` gives one entry per sample; make examples with `causal_example` or `fit_spans`. A
     module-level function or a `functools.partial` of one keeps the stage picklable for worker processes.
     """
 
-    columns: tuple[str, ...] = ("input_ids", "spans")
+    columns: tuple[str, ...] = ("input_ids", "spans", "weights")
 
     def __init__(self, encode: Encode, context: Context) -> None:
         self._encode = encode
@@ -50,28 +53,40 @@ class CausalStage:
         return self._encode(samples, self._context)
 
     def collate(
-        self, *, examples: Sequence[Mapping[str, np.ndarray]], rows: Sequence[int], counts: Sequence[int]
+        self, *, examples: Sequence[Mapping[str, np.ndarray]], rows: Sequence[int], counts: Sequence[float]
     ) -> Batch:
         """The batch, with two extras. `positions` (N,) int64: places in the concatenated sequence whose next token, of
-        the same document, is trained; `targets` (N,) int64: the ids of these next tokens."""
+        the same document, is trained; `targets` (N,) int64: the ids of these next tokens. A third where some example
+        has weights: `weights` (N,) float32, of these next tokens."""
         documents = [example["input_ids"] for example in examples]
         spans = [example["spans"].reshape(-1, 2) for example in examples]
         starts = offsets(np.fromiter(map(len, documents), dtype=np.int64, count=len(documents)))[:-1]
         edges = np.concatenate(spans).astype(np.int64)
         origin = np.repeat(starts, [len(span) for span in spans])
         # A document's first token has no position before it that could predict it.
-        targets_at = ranges(np.maximum(edges[:, 0], 1) + origin, edges[:, 1] + origin)
-        count = sum(counts)
-        if len(targets_at) != count:
-            raise ValueError(f"rows {list(rows)}: {len(targets_at)} trained tokens, but their stored count is {count}")
+        first, last = np.maximum(edges[:, 0], 1), edges[:, 1]
+        targets_at = ranges(first + origin, last + origin)
         ids = np.concatenate(documents)
         extras = {"positions": targets_at - 1, "targets": ids[targets_at].astype(np.int64)}
-        return pack(documents, rows=rows, count=count, extras=extras)
+        total: float = len(targets_at)
+        weighted = any(len(example["weights"]) for example in examples)
+        if weighted:
+            of_spans = [from_column(example["weights"], len(own)) for example, own in zip(examples, spans, strict=True)]
+            extras["weights"] = np.repeat(np.concatenate(of_spans), np.maximum(last - first, 0))
+            total = float(extras["weights"].sum(dtype=np.float64))
+        count = sum(counts)
+        if not same_count(total, count):
+            raise ValueError(f"rows {list(rows)}: trained tokens count {total:g}, but their stored count is {count:g}")
+        batch = pack(documents, rows=rows, count=count, extras=extras)
+        batch.items = len(targets_at) if weighted else None
+        return batch
 
     def step(self, *, policy: Policy, batch: Batch, loss: Callable[..., StepOutput]) -> StepOutput:
-        """The loss over the hidden states at `positions` (N, H) against `targets` (N,)."""
+        """The loss over the hidden states at `positions` (N, H) against `targets` (N,), with the `weights` (N,) of a
+        batch that has any."""
         hidden, head = policy.project(batch=batch, positions=batch.extras["positions"])
-        return loss(hidden=hidden, head=head, targets=batch.extras["targets"])
+        weights = {name: batch.extras[name] for name in ("weights",) if name in batch.extras}
+        return loss(hidden=hidden, head=head, targets=batch.extras["targets"], **weights)
 
     def preview(self, *, example: Mapping[str, np.ndarray]) -> Sequence[tuple[str, bool]]:
         """The example as (text, trained) segments in order. A document's first token counts as not trained."""
@@ -97,32 +112,62 @@ class CausalStage:
 
 
 def causal_example(
-    input_ids: Sequence[int] | np.ndarray, spans: Spans, *, truncated: bool = False, warnings: tuple[str, ...] = ()
+    input_ids: Sequence[int] | np.ndarray,
+    spans: Spans,
+    *,
+    weights: Weights | None = None,
+    truncated: bool = False,
+    warnings: tuple[str, ...] = (),
 ) -> TokenExample:
-    """The example of one document. `spans`: trained tokens as ascending, disjoint [start, end).
+    """The example of one document. `spans`: trained tokens as ascending, disjoint [start, end). `weights`: a factor on
+    the loss of each span's tokens; None: all 1. A span with the weight 0 is not trained.
 
-    Its count is that of the shifted labels: a span that begins at 0 loses the document's first token.
+    Its count is that of the shifted labels, each times its weight: a span that begins at 0 loses the document's first
+    token.
     """
+    spans, factors = _trained(spans, weights)
     flat = np.asarray(spans, dtype=np.int32).reshape(-1)
-    count = sum(end - max(start, 1) for start, end in spans if end > max(start, 1))
+    tokens = [max(end - max(start, 1), 0) for start, end in spans]
+    # In float64, as the loss adds them up: a float32 sum would differ from batch to batch.
+    count = sum(tokens) if factors is None else as_count(float(factors.astype(np.float64) @ np.asarray(tokens)))
     ids = np.asarray(input_ids, dtype=np.int32)
-    columns: dict[str, Any] = {"input_ids": ids, "spans": flat}
+    column = np.zeros(0, dtype=np.int32) if factors is None else to_column(factors)
+    columns: dict[str, Any] = {"input_ids": ids, "spans": flat, "weights": column}
     return TokenExample(columns=columns, length=len(ids), count=count, truncated=truncated, warnings=warnings)
 
 
 def fit_spans(
-    input_ids: np.ndarray, spans: Spans, *, max_length: int, warnings: tuple[str, ...] = ()
+    input_ids: np.ndarray,
+    spans: Spans,
+    *,
+    max_length: int,
+    weights: Weights | None = None,
+    warnings: tuple[str, ...] = (),
 ) -> TokenExample | Dropped:
     """The example cut to `max_length` tokens: after the last span that fits whole, else inside the first span.
 
-    Dropped (BC028) where not even the first span's first target fits: the prompt alone is too long.
+    `weights`: see `causal_example`; spans with the weight 0 play no part. Dropped where they leave no span (BC066), or
+    where not even the first span's first target fits (BC028): the prompt alone is too long.
     """
+    spans, factors = _trained(spans, weights)
+    if not spans and factors is not None:
+        return Dropped(code="BC066", reason="no supervised token")
     if len(input_ids) <= max_length:
-        return causal_example(input_ids, spans, warnings=warnings)
+        return causal_example(input_ids, spans, weights=factors, warnings=warnings)
     whole = [(start, end) for start, end in spans if end <= max_length]
     if any(end > max(start, 1) for start, end in whole):
-        return causal_example(input_ids[: whole[-1][1]], whole, truncated=True, warnings=warnings)
-    start = next((start for start, end in spans if end > max(start, 1)), max_length)
-    if max(start, 1) >= max_length:
+        kept = None if factors is None else factors[: len(whole)]
+        return causal_example(input_ids[: whole[-1][1]], whole, weights=kept, truncated=True, warnings=warnings)
+    first = next((at for at, (start, end) in enumerate(spans) if end > max(start, 1)), None)
+    if first is None or max(spans[first][0], 1) >= max_length:
         return Dropped(code="BC028", reason="the prompt does not fit data.max_length")
-    return causal_example(input_ids[:max_length], [(start, max_length)], truncated=True, warnings=warnings)
+    kept, cut = None if factors is None else factors[first : first + 1], [(spans[first][0], max_length)]
+    return causal_example(input_ids[:max_length], cut, weights=kept, truncated=True, warnings=warnings)
+
+
+def _trained(spans: Spans, weights: Weights | None) -> tuple[Spans, np.ndarray | None]:
+    """The spans whose weight is not 0, and their float32 weights."""
+    if weights is None:
+        return spans, None
+    factors = checked_weights(weights, len(spans))
+    return [span for span, factor in zip(spans, factors, strict=True) if factor], factors[factors > 0]

@@ -14,7 +14,7 @@ def pack(
     documents: Sequence[np.ndarray],
     *,
     rows: Sequence[int],
-    count: int,
+    count: int | float,
     extras: Mapping[str, np.ndarray] | None = None,
     shared_prefixes: Sequence[int] = (),
 ) -> Batch:

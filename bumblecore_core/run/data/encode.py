@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import signal
@@ -33,8 +34,8 @@ _EMPTY, _RANGE = np.zeros(0, dtype=np.int32), np.iinfo(np.int32)
 @dataclass(kw_only=True)
 class Encoded:
     """The examples of a chunk as arrays. `columns`: name → all examples' values one after another, int32; `sizes`: name
-    → (n,) values of each example; `lengths`, `counts`: (n,) of the examples; `rows`: (n,) index of the sample that each
-    came from. `dropped`: (row, what); `errors`: (row, problem without its place)."""
+    → (n,) values of each example; `lengths` (int32), `counts` (float64): (n,) of the examples; `rows`: (n,) index of
+    the sample that each came from. `dropped`: (row, what); `errors`: (row, problem without its place)."""
 
     columns: dict[str, np.ndarray]
     sizes: dict[str, np.ndarray]
@@ -87,7 +88,7 @@ def encode_samples(stage: Stage, samples: Sequence[Sample], plugin: Plugin) -> E
         columns={column: np.concatenate([_EMPTY, *arrays]) for column, arrays in columns.items()},
         sizes={column: _numbers(map(len, arrays)) for column, arrays in columns.items()},
         lengths=_numbers(example.length for example in examples),
-        counts=_numbers(example.count for example in examples),
+        counts=np.fromiter((example.count for example in examples), dtype=np.float64),
         rows=_numbers(rows),
         truncated=sum(example.truncated for example in examples),
         warnings=Counter(warning for example in examples for warning in example.warnings),
@@ -102,10 +103,10 @@ def _example_fault(example: Any, columns: Collection[str]) -> str | None:
         return f"{typename(example)} among its examples"
     if set(example.columns) != set(columns):
         return f"an example that lacks the columns {', '.join(columns)}, or has others"
-    for name, least in (("length", 1), ("count", 0)):
-        value = getattr(example, name)
-        if not isinstance(value, int | np.integer) or value < least:
-            return f"an example with the {name} {value!r}"
+    if not isinstance(example.length, int | np.integer) or example.length < 1:
+        return f"an example with the length {example.length!r}"
+    if not isinstance(example.count, int | float | np.integer | np.floating) or not 0 <= example.count < math.inf:
+        return f"an example with the count {example.count!r}"
     if not isinstance(example.warnings, tuple | list):
         return f"an example with {typename(example.warnings)} as warnings"
     return None

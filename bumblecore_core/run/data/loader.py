@@ -16,6 +16,7 @@ from bumblecore_core.errors import BumbleError, RunError, one
 from bumblecore_core.protocols import Stage
 from bumblecore_core.run.data.plan import BatchPlan, MicroBatch, Window
 from bumblecore_core.run.data.workers import follow_parent, signals_held
+from bumblecore_core.toolkit.token_weights import as_count
 from bumblecore_core.values import Batch
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class _RankOrder(Sampler[MicroBatch]):
 def collate(store: TokenStore, stage: Stage, rows: Sequence[int]) -> Batch:
     """The stage's padding-free batch of these rows of the store."""
     return stage.collate(
-        examples=[store.example(row) for row in rows], rows=rows, counts=[int(store.counts[row]) for row in rows]
+        examples=[store.example(row) for row in rows], rows=rows, counts=[as_count(store.counts[row]) for row in rows]
     )
 
 

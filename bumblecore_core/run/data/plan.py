@@ -18,6 +18,7 @@ import numpy as np
 from bumblecore_core.errors import DataError, one
 from bumblecore_core.run.data.packing import GROUP, pack_bins
 from bumblecore_core.toolkit.seeds import derive_seed
+from bumblecore_core.toolkit.token_weights import as_count
 
 COUNTED_EPOCHS, COUNTED_ROWS = 10, 5_000_000  # whichever is more epochs
 
@@ -28,7 +29,7 @@ class MicroBatch:
     repeats some at zero weight, so that every rank runs the same collectives. `count`: what the rows' loss counts."""
 
     rows: tuple[int, ...]
-    count: int
+    count: int | float
     counts: bool = True
 
 
@@ -43,11 +44,11 @@ class Window:
     micro_batches: tuple[tuple[MicroBatch, ...], ...]
 
     @property
-    def count(self) -> int:
+    def count(self) -> int | float:
         """What the window's loss counts, over all ranks and micro-batches."""
         return sum(self.rank_count(rank) for rank in range(len(self.micro_batches)))
 
-    def rank_count(self, rank: int) -> int:
+    def rank_count(self, rank: int) -> int | float:
         """The same for one rank."""
         return sum(micro.count for micro in self.micro_batches[rank] if micro.counts)
 
@@ -231,5 +232,5 @@ class BatchPlan:
 
     def _micro_batch(self, units: Sequence[np.ndarray], filler: np.ndarray) -> MicroBatch:
         rows = np.concatenate(units) if units else filler
-        count = int(self.counts[rows].sum(dtype=np.int64))
+        count = as_count(self.counts[rows].sum(dtype=np.float64))
         return MicroBatch(rows=tuple(rows.tolist()), count=count, counts=bool(units))

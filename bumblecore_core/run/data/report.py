@@ -24,14 +24,14 @@ class DroppedRows:
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareReport:
-    """`rows`: read; `examples`: in the store; `tokens`, `supervised`: sums of their lengths and counts; `truncated`:
-    examples of which something was cut; `warnings`: count by code or text, `BC009` being blank lines; `formats`: of
-    each file; `seconds`: that building took; `reused`: built by an earlier run."""
+    """`rows`: read; `examples`: in the store; `tokens`, `supervised`: sums of their lengths and counts (whole, unless
+    tokens have weights); `truncated`: examples of which something was cut; `warnings`: count by code or text, `BC009`
+    being blank lines; `formats`: of each file; `seconds`: that building took; `reused`: built by an earlier run."""
 
     rows: int
     examples: int
     tokens: int
-    supervised: int
+    supervised: int | float
     truncated: int = 0
     dropped: tuple[DroppedRows, ...] = ()
     warnings: Mapping[str, int] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class Tally:
         )
 
     def report(
-        self, *, examples: int, tokens: int, supervised: int, formats: Sequence[str], seconds: float
+        self, *, examples: int, tokens: int, supervised: int | float, formats: Sequence[str], seconds: float
     ) -> PrepareReport:
         """The finished report."""
         return PrepareReport(

@@ -17,11 +17,13 @@ from bumblecore_core.run.data.report import PrepareReport
 from bumblecore_core.run.files import write_synced
 from bumblecore_core.run.hashing import file_hash, identity, in_threads
 from bumblecore_core.run.signed_json import read_signed, sign
+from bumblecore_core.toolkit.token_weights import as_count
 
-VERSION = 3
+VERSION = 4
 META = "meta.json"
 SHARD_BYTES = 1 << 30
-ARRAYS = {"lengths": np.int32, "counts": np.int32, "sources": np.int32, "lines": np.int64}
+# float64 holds every whole count, and the sum of any example's float32 weights as the loss adds it up.
+ARRAYS = {"lengths": np.int32, "counts": np.float64, "sources": np.int32, "lines": np.int64}
 
 
 class TornStore(Exception):
@@ -35,10 +37,10 @@ class NoStore(TornStore):
 class TokenStore:
     """The examples of a data set.
 
-    `lengths`, `counts`, `sources`: (n,) int32, tokens of each example, what its loss counts, and the index of its data
-    file in `files`; `weights`: of each file; `fingerprint`: of what the shards were made from; `content`: SHA-256 of
-    the examples themselves, however and wherever they were made; `report`: how that went; `identities`: of the files
-    that are mapped, what stays the same while they are not changed.
+    `lengths`, `sources`: (n,) int32, tokens of each example, and the index of its data file in `files`; `counts`: (n,)
+    float64, what its loss counts; `weights`: of each file; `fingerprint`: of what the shards were made from; `content`:
+    SHA-256 of the examples themselves, however and wherever they were made; `report`: how that went; `identities`: of
+    the files that are mapped, what stays the same while they are not changed.
     Pickles as its directory: a worker maps the files anew.
     """
 
@@ -148,6 +150,10 @@ class TokenStore:
         columns = [np.diff(offsets) for offsets in self._offsets.values()]
         return int(np.minimum(self.lengths, np.maximum.reduce(columns)).max())
 
+    def has_values(self, column: str) -> bool:
+        """Whether any example has values in this column."""
+        return column in self._offsets and bool(self._offsets[column][-1])
+
     def locate(self, index: int) -> str:
         """`file:line` of the row that the example came from."""
         return f"{self.files[int(self.sources[index])]}:{int(self._lines[index])}"
@@ -158,7 +164,8 @@ class StoreWriter:
 
     def __init__(self, directory: Path, columns: Sequence[str], *, shard_bytes: int = SHARD_BYTES) -> None:
         self.directory, self.columns = directory, tuple(columns)
-        self.examples = self.tokens = self.supervised = 0
+        self.examples = self.tokens = 0
+        self.supervised: int | float = 0
         self._shard_values = max(1, shard_bytes // 4)
         self._shards: dict[str, list[int]] = {name: [] for name in self.columns}  # values of each shard
         self._open: dict[str, Any] = {}
@@ -174,7 +181,7 @@ class StoreWriter:
         """Appends the examples of a chunk of file `source`; `lines[i]`: line of the chunk's sample i."""
         count = len(encoded.lengths)
         self._append("lengths.bin", encoded.lengths)
-        self._append("counts.bin", encoded.counts)
+        self._append("counts.bin", encoded.counts.astype(np.float64, copy=False))
         self._append("sources.bin", np.full(count, source, dtype=np.int32))
         self._append("lines.bin", lines[encoded.rows].astype(np.int64))
         for name in self.columns:
@@ -184,7 +191,7 @@ class StoreWriter:
             self._add_values(name, encoded.columns[name], ends)
         self.examples += count
         self.tokens += int(encoded.lengths.sum(dtype=np.int64))
-        self.supervised += int(encoded.counts.sum(dtype=np.int64))
+        self.supervised = as_count(self.supervised + float(encoded.counts.sum(dtype=np.float64)))
 
     def finish(self, *, fingerprint: str, files: Sequence[str], report: PrepareReport) -> None:
         """Syncs every file to disk, then writes `meta.json`."""

@@ -24,7 +24,7 @@ from bumblecore_core.toolkit.head_chunks import (
     row_blocks,
 )
 from bumblecore_core.toolkit.policy import Head
-from bumblecore_plugins.losses.naive import NaiveCausalLm, output
+from bumblecore_plugins.losses.naive import NaiveCausalLm, count_of, output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +49,15 @@ class FusedCausalLm:
         self._workspace = Workspace(chunk_tokens=self.chunk_tokens)
         self._naive = NaiveCausalLm(label_smoothing=self.label_smoothing, z_loss=self.z_loss)
 
-    def __call__(self, *, hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> StepOutput:
-        """`hidden`: (N, H), or logits (N, V) with a head without weight; `targets`: (N,) int64. Sum over N, and N."""
+    def __call__(
+        self, *, hidden: torch.Tensor, head: Head, targets: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> StepOutput:
+        """`hidden`: (N, H), or logits (N, V) with a head without weight; `targets`: (N,) int64; `weights`: (N,), None
+        for ones. The sum over N of weight × loss, and the sum of the weights."""
         if head.weight is None:
-            return self._naive(hidden=hidden, head=head, targets=targets)
+            return self._naive(hidden=hidden, head=head, targets=targets, weights=weights)
         if head.weight.dtype == torch.float16 and torch.is_grad_enabled():
-            return self._recomputed(hidden, head, targets)
+            return self._recomputed(hidden, head, targets, weights)
         terms = Terms(
             scale=head.scale, soft_cap=head.soft_cap, label_smoothing=self.label_smoothing, z_loss=self.z_loss
         )
@@ -63,13 +66,16 @@ class FusedCausalLm:
             head.weight,
             head.bias,
             targets,
+            weights,
             terms,
             self._workspace,
             torch.is_grad_enabled(),
         )
-        return self._output(loss, nll, z_sum if self.z_loss else None, targets.numel())
+        return self._output(loss, nll, z_sum if self.z_loss else None, count_of(targets, weights))
 
-    def _recomputed(self, hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> StepOutput:
+    def _recomputed(
+        self, hidden: torch.Tensor, head: Head, targets: torch.Tensor, weights: torch.Tensor | None
+    ) -> StepOutput:
         """float16: gradients of the logits underflow unless the loss is scaled first, which a gradient that is computed
         in the forward pass cannot know; so each chunk's logits are recomputed in the backward pass instead."""
         assert head.weight is not None
@@ -77,17 +83,22 @@ class FusedCausalLm:
         loss = nll = z_sum = torch.zeros((), device=hidden.device)
         for start in range(0, max(1, targets.numel()), max(1, step)):
             kept = slice(start, start + step)
-            part = checkpoint(self._naive_terms, hidden[kept], head, targets[kept], use_reentrant=False)
+            factors = None if weights is None else weights[kept]
+            part = checkpoint(self._naive_terms, hidden[kept], head, targets[kept], factors, use_reentrant=False)
             loss, nll, z_sum = loss + part[0], nll + part[1].detach(), z_sum + part[2].detach()
-        return self._output(loss, nll, z_sum if self.z_loss else None, targets.numel())
+        return self._output(loss, nll, z_sum if self.z_loss else None, count_of(targets, weights))
 
-    def _naive_terms(self, hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        part = self._naive(hidden=hidden, head=head, targets=targets)
+    def _naive_terms(
+        self, hidden: torch.Tensor, head: Head, targets: torch.Tensor, weights: torch.Tensor | None
+    ) -> tuple[torch.Tensor, ...]:
+        part = self._naive(hidden=hidden, head=head, targets=targets, weights=weights)
         totals = {name: torch.as_tensor(metric.total) for name, metric in part.metrics.items()}
         z_sum = totals["z_loss"] / self.z_loss if self.z_loss else torch.zeros_like(part.loss_sum)
         return part.loss_sum, totals.get("nll", part.loss_sum), z_sum
 
-    def _output(self, loss: torch.Tensor, nll: torch.Tensor, z_sum: torch.Tensor | None, count: int) -> StepOutput:
+    def _output(
+        self, loss: torch.Tensor, nll: torch.Tensor, z_sum: torch.Tensor | None, count: int | torch.Tensor
+    ) -> StepOutput:
         options_on = bool(self.label_smoothing or self.z_loss)
         return output(loss, nll, z_sum, count=count, z_loss=self.z_loss, options_on=options_on)
 
@@ -102,12 +113,13 @@ class _FusedHead(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         targets: torch.Tensor,
+        token_weights: torch.Tensor | None,
         terms: Terms,
         workspace: Workspace,
         with_gradients: bool,
     ) -> tuple[torch.Tensor, ...]:
         needed = tuple(bool(with_gradients and need) for need in ctx.needs_input_grad[:3])
-        sums, ctx.gradients = _run(hidden, weight, bias, targets, terms, workspace, needed)
+        sums, ctx.gradients = _run(hidden, weight, bias, targets, token_weights, terms, workspace, needed)
         ctx.mark_non_differentiable(sums[1], sums[2])
         return sums
 
@@ -120,7 +132,7 @@ class _FusedHead(torch.autograd.Function):
         # On a CPU reading the scalar is free and usually saves a pass over the weight's gradient; elsewhere it syncs.
         if grad_loss.device.type != "cpu" or grad_loss.item() != 1.0:
             gradients = tuple(None if grad is None else grad.mul_(grad_loss) for grad in gradients)
-        return (*gradients, None, None, None, None)
+        return (*gradients, None, None, None, None, None)
 
 
 def _run(
@@ -128,6 +140,7 @@ def _run(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     targets: torch.Tensor,
+    token_weights: torch.Tensor | None,
     terms: Terms,
     workspace: Workspace,
     needed: tuple[bool, ...],
@@ -136,12 +149,20 @@ def _run(
     tokens, vocabulary = targets.numel(), weight.shape[0]
     wide = torch.promote_types(weight.dtype, torch.float32)
     statistics = torch.zeros(3, tokens, dtype=wide, device=hidden.device)
+    factors = None if token_weights is None else token_weights.to(wide)
     grad_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if needed[0] else None
     grad_weight: torch.Tensor | None = None
     grad_bias = torch.zeros(vocabulary, dtype=wide, device=weight.device) if needed[2] and bias is not None else None
     for kept, logits in logit_chunks(hidden, weight, bias, workspace):
         _losses_and_logit_gradients(
-            logits, targets[kept], statistics[:, kept], grad_bias, terms, workspace, with_gradients=any(needed)
+            logits,
+            targets[kept],
+            None if factors is None else factors[kept],
+            statistics[:, kept],
+            grad_bias,
+            terms,
+            workspace,
+            with_gradients=any(needed),
         )
         if grad_hidden is not None:
             torch.mm(logits, weight, out=grad_hidden[kept])
@@ -157,6 +178,7 @@ def _run(
 def _losses_and_logit_gradients(
     logits: torch.Tensor,
     targets: torch.Tensor,
+    factors: torch.Tensor | None,
     statistics: torch.Tensor,
     grad_bias: torch.Tensor | None,
     terms: Terms,
@@ -164,8 +186,9 @@ def _losses_and_logit_gradients(
     *,
     with_gradients: bool,
 ) -> None:
-    """Writes loss, nll and squared logsumexp of each row to `statistics` (3, n), and over `logits` (n, V) the gradient
-    of the loss with respect to them (before scale and cap); adds its column sums to `grad_bias`."""
+    """Writes loss, nll and squared logsumexp of each row, times its factor (n,), to `statistics` (3, n), and over
+    `logits` (n, V) the gradient of the loss with respect to them (before scale and cap); adds its column sums to
+    `grad_bias`."""
     vocabulary, wide = logits.shape[1], statistics.dtype
     smoothing = terms.label_smoothing
     for rows in row_blocks(logits, wide):
@@ -183,6 +206,8 @@ def _losses_and_logit_gradients(
         statistics[0, rows] = (loss + terms.z_loss * lse**2 if terms.z_loss else loss)[:, 0]
         statistics[1, rows] = nll[:, 0]
         statistics[2, rows] = (lse**2)[:, 0]
+        if factors is not None:
+            statistics[:, rows].mul_(factors[rows])
         if not with_gradients:
             continue
         if terms.z_loss:
@@ -194,6 +219,8 @@ def _losses_and_logit_gradients(
             softmax.mul_(slope)
         if terms.scale != 1.0:
             softmax.mul_(terms.scale)
+        if factors is not None:
+            softmax.mul_(factors[rows, None])
         if grad_bias is not None:
             grad_bias.add_(softmax.sum(0))
         if values is not raw:

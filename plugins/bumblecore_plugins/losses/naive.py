@@ -22,28 +22,55 @@ class NaiveCausalLm:
     label_smoothing: float = 0.0
     z_loss: float = 0.0
 
-    def __call__(self, *, hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> StepOutput:
-        """`hidden`: (N, H), or logits (N, V) with a head without weight; `targets`: (N,) int64. Sum over N, and N."""
+    def __call__(
+        self, *, hidden: torch.Tensor, head: Head, targets: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> StepOutput:
+        """`hidden`: (N, H), or logits (N, V) with a head without weight; `targets`: (N,) int64; `weights`: (N,), None
+        for ones. The sum over N of weight × loss, and the sum of the weights."""
         logits = head.logits(hidden)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        nll = functional.cross_entropy(logits, targets, reduction="sum")
+        nll = _cross_entropy(logits, targets, weights)
         loss = nll
         if self.label_smoothing:
-            smoothing = self.label_smoothing
-            loss = functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
-        z_sum = (torch.logsumexp(logits, dim=-1) ** 2).sum() if self.z_loss else None
-        if z_sum is not None:
+            loss = _cross_entropy(logits, targets, weights, self.label_smoothing)
+        z_sum = None
+        if self.z_loss:
+            squares = torch.logsumexp(logits, dim=-1) ** 2
+            z_sum = (squares if weights is None else squares * weights).sum()
             loss = loss + self.z_loss * z_sum
-        return output(loss, nll, z_sum, count=targets.numel(), z_loss=self.z_loss, options_on=loss is not nll)
+        count = count_of(targets, weights)
+        return output(loss, nll, z_sum, count=count, z_loss=self.z_loss, options_on=loss is not nll)
+
+
+def _cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None, label_smoothing: float = 0.0
+) -> torch.Tensor:
+    """The sum over tokens, each times its weight."""
+    if weights is None:
+        return functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
+    losses = functional.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
+    return (losses * weights).sum()
+
+
+def count_of(targets: torch.Tensor, weights: torch.Tensor | None) -> int | torch.Tensor:
+    """What a token loss counts. The sum of weights stays a tensor: reading it would synchronize with the GPU."""
+    return targets.numel() if weights is None else weights.detach().sum(dtype=torch.float64)
 
 
 def output(
-    loss: torch.Tensor, nll: torch.Tensor, z_sum: torch.Tensor | None, *, count: int, z_loss: float, options_on: bool
+    loss: torch.Tensor,
+    nll: torch.Tensor,
+    z_sum: torch.Tensor | None,
+    *,
+    count: int | torch.Tensor,
+    z_loss: float,
+    options_on: bool,
 ) -> StepOutput:
     """The step output; where an option makes the loss differ from the negative log-likelihood, both are reported."""
     metrics = {}
+    weight = float(count) if isinstance(count, int) else count
     if options_on:
-        metrics["nll"] = Metric(total=nll.detach(), weight=float(count))
+        metrics["nll"] = Metric(total=nll.detach(), weight=weight)
     if z_sum is not None:
-        metrics["z_loss"] = Metric(total=z_loss * z_sum.detach(), weight=float(count))
+        metrics["z_loss"] = Metric(total=z_loss * z_sum.detach(), weight=weight)
     return StepOutput(loss_sum=loss, count=count, metrics=metrics)
