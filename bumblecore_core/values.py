@@ -103,9 +103,9 @@ class Batch:
     needs no device sync. `extras`: tensors that the stage's own step reads. `rows`: indices of the examples in the
     token store. `count`: sum of the examples' counts. `head_positions`: positions that the head computes, where they
     are not as many as `count` (for preference pairs, say). `items`: the number of items (positions, pairs, rows) where
-    `count` is the sum of their weights. `shared_prefixes`: for each document how many tokens of the document before it
-    are its prefix as well, without being repeated: it attends to them, and its positions begin after them. Empty where
-    no document has one.
+    `count` is the sum of their weights. `shared_prefixes`: for each document how many tokens of its trunk, the last
+    document before it without such a prefix, are its prefix as well, without being repeated: it attends to them, and
+    its positions begin after them. Empty where no document has one.
     """
 
     input_ids: torch.Tensor

@@ -24,7 +24,7 @@ from bumblecore_core.run.attention import select_attention
 from bumblecore_core.run.blame import Plugin, breach
 from bumblecore_core.run.build import attention_records, build, build_optimizer, build_scheduler, try_schedule
 from bumblecore_core.run.data.loader import collate
-from bumblecore_core.run.data.of_run import Shards, plan_of
+from bumblecore_core.run.data.of_run import Shards, may_share_prefixes, plan_of
 from bumblecore_core.run.data.plan import BatchPlan, MicroBatch
 from bumblecore_core.run.data.prepare import split_eval
 from bumblecore_core.run.groups import parameter_groups
@@ -191,7 +191,7 @@ def assemble(
     if len(made) < 2:
         wants = "`prepare` calls make_optimizer, then make_scheduler"
         raise breach(Plugin.of(resolved.engine.record), "prepared a run without an optimizer or a schedule", wants)
-    share = bool(getattr(prepared.stage, "shares_prefixes", False))
+    share = may_share_prefixes(prepared.stage, prepared.store, prepared.eval_store)
     single_document = config.train.micro_batch_size == 1 and not config.data.packing and not share
     module.policy = engine.call(lambda: make_policy(model, single_document=single_document, share_prefixes=share))
     features = (

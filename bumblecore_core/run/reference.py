@@ -24,6 +24,7 @@ from bumblecore_core.run.assemble import Assembled, Prepared, chosen_attention, 
 from bumblecore_core.run.blame import Plugin
 from bumblecore_core.run.data.fingerprint import cache_dir_of
 from bumblecore_core.run.data.loader import collate
+from bumblecore_core.run.data.of_run import may_share_prefixes
 from bumblecore_core.run.model_fingerprint import code_and_config, named_weights, weights_fingerprint
 from bumblecore_core.run.module import TrainModule
 from bumblecore_core.run.reference_cache import (
@@ -179,7 +180,7 @@ def _ask_another(wanted: Wanted, prepared: Prepared, engine: Engine, attention: 
         used_outside=head_parameters(model),
     )
     call = engine.frozen(module=module)
-    shares = bool(getattr(prepared.stage, "shares_prefixes", False))
+    shares = may_share_prefixes(prepared.stage, prepared.store, prepared.eval_store)
     module.policy = call(lambda: make_policy(model, share_prefixes=shares))
     module.asks = REFERENCE_STEP
 

@@ -10,6 +10,7 @@ import numpy as np
 from bumblecore_core.errors import RowError
 from bumblecore_core.toolkit.packing import offsets, pack, ranges
 from bumblecore_core.toolkit.token_weights import as_count, checked_weights, from_column, same_count, to_column
+from bumblecore_core.toolkit.turns import branches
 from bumblecore_core.values import Batch, Dropped, Sample, StepOutput, TokenExample
 
 if TYPE_CHECKING:
@@ -31,18 +32,22 @@ class Context(Protocol):
     def strict(self) -> bool: ...
 
 
+_NONE = np.zeros(0, dtype=np.int32)
+
 Encode: TypeAlias = Callable[[Sequence[Any], Any], Sequence[Encoded]]
 
 
 class CausalStage:
     """A `Stage` for a token loss: each example is one document, and `spans` says which of its tokens are trained.
-    `weights`: of each span, float32 bits in an int32 column, which is empty where all are 1.
+    `weights`: of each span, float32 bits in an int32 column, which is empty where all are 1; `prefixes`: see
+    `toolkit.turns`, empty for an example of one document.
 
     `encode(samples, context)` gives one entry per sample; make examples with `causal_example` or `fit_spans`. A
     module-level function or a `functools.partial` of one keeps the stage picklable for worker processes.
     """
 
-    columns: tuple[str, ...] = ("input_ids", "spans", "weights")
+    columns: tuple[str, ...] = ("input_ids", "spans", "weights", "prefixes")
+    shares_prefixes = True
 
     def __init__(self, encode: Encode, context: Context) -> None:
         self._encode = encode
@@ -58,16 +63,17 @@ class CausalStage:
         """The batch, with two extras. `positions` (N,) int64: places in the concatenated sequence whose next token, of
         the same document, is trained; `targets` (N,) int64: the ids of these next tokens. A third where some example
         has weights: `weights` (N,) float32, of these next tokens."""
-        documents = [example["input_ids"] for example in examples]
+        wholes = [example["input_ids"] for example in examples]
         spans = [example["spans"].reshape(-1, 2) for example in examples]
-        starts = offsets(np.fromiter(map(len, documents), dtype=np.int64, count=len(documents)))[:-1]
+        starts = offsets(np.fromiter(map(len, wholes), dtype=np.int64, count=len(wholes)))[:-1]
         edges = np.concatenate(spans).astype(np.int64)
         origin = np.repeat(starts, [len(span) for span in spans])
         # A document's first token has no position before it that could predict it.
         first, last = np.maximum(edges[:, 0], 1), edges[:, 1]
         targets_at = ranges(first + origin, last + origin)
-        ids = np.concatenate(documents)
-        extras = {"positions": targets_at - 1, "targets": ids[targets_at].astype(np.int64)}
+        ids = np.concatenate(wholes)
+        documents, prefixes, positions = _documents(examples, starts, targets_at)
+        extras = {"positions": positions, "targets": ids[targets_at].astype(np.int64)}
         total: float = len(targets_at)
         weighted = any(len(example["weights"]) for example in examples)
         if weighted:
@@ -77,7 +83,7 @@ class CausalStage:
         count = sum(counts)
         if not same_count(total, count):
             raise ValueError(f"rows {list(rows)}: trained tokens count {total:g}, but their stored count is {count:g}")
-        batch = pack(documents, rows=rows, count=count, extras=extras)
+        batch = pack(documents, rows=rows, count=count, extras=extras, shared_prefixes=prefixes)
         batch.items = len(targets_at) if weighted else None
         return batch
 
@@ -111,6 +117,24 @@ class CausalStage:
         return str(upto[len(before) :])
 
 
+def _documents(
+    examples: Sequence[Mapping[str, np.ndarray]], starts: np.ndarray, targets_at: np.ndarray
+) -> tuple[list[np.ndarray], list[int], np.ndarray]:
+    """(documents, the prefix that each shares, the place before each of `targets_at`) of examples that begin at
+    `starts`. Before a branch's first token comes the last one that it shares with its trunk."""
+    if not any(len(example["prefixes"]) for example in examples):
+        return [example["input_ids"] for example in examples], [], targets_at - 1
+    documents: list[np.ndarray] = []
+    prefixes: list[int] = []
+    before = np.arange(-1, starts[-1] + len(examples[-1]["input_ids"]) - 1)
+    for example, start in zip(examples, starts, strict=True):
+        begins, shared = branches(example)
+        documents += np.split(example["input_ids"], begins)
+        prefixes += [0, *shared.tolist()]
+        before[start + begins] = start + shared - 1
+    return documents, prefixes, before[targets_at]
+
+
 def causal_example(
     input_ids: Sequence[int] | np.ndarray,
     spans: Spans,
@@ -132,7 +156,7 @@ def causal_example(
     count = sum(tokens) if factors is None else as_count(float(factors.astype(np.float64) @ np.asarray(tokens)))
     ids = np.asarray(input_ids, dtype=np.int32)
     column = np.zeros(0, dtype=np.int32) if factors is None else to_column(factors)
-    columns: dict[str, Any] = {"input_ids": ids, "spans": flat, "weights": column}
+    columns: dict[str, Any] = {"input_ids": ids, "spans": flat, "weights": column, "prefixes": _NONE}
     return TokenExample(columns=columns, length=len(ids), count=count, truncated=truncated, warnings=warnings)
 
 

@@ -46,10 +46,10 @@ def unshared(batch: Batch) -> tuple[Batch, torch.Tensor]:
     sources: list[torch.Tensor] = []
     places: list[torch.Tensor] = []
     lengths: list[int] = []
-    start = placed = 0
-    for at, (length, shared) in enumerate(zip(batch.document_lengths, batch.shared_prefixes, strict=True)):
-        before = start - batch.document_lengths[at - 1] if shared else start
-        sources += [torch.arange(before, before + shared), torch.arange(start, start + length)]
+    start = placed = trunk = 0
+    for length, shared in zip(batch.document_lengths, batch.shared_prefixes, strict=True):
+        trunk = trunk if shared else start
+        sources += [torch.arange(trunk, trunk + shared), torch.arange(start, start + length)]
         places.append(torch.arange(placed + shared, placed + shared + length))
         lengths.append(shared + length)
         start, placed = start + length, placed + shared + length

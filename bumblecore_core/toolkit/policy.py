@@ -230,7 +230,8 @@ def _against_sharing(policy: Policy) -> str | None:
         return "dropout would be the same for both documents"
     if any(value for name, value in policy._inner.config.get_text_config().to_dict().items() if name in DROPOUTS):
         return "attention dropout would be the same for both documents"
-    shared = probe_batch(policy._inner, PROBE_LENGTHS, shared=(0, PROBE_LENGTHS[0] - 2))
+    lengths = (*PROBE_LENGTHS, PROBE_LENGTHS[1])
+    shared = probe_batch(policy._inner, lengths, shared=(0, PROBE_LENGTHS[0] - 2, PROBE_LENGTHS[0] - 3))
     expanded, places = unshared(shared)
     alone = _outputs(policy, expanded).index_select(0, places)
     policy.shares_prefixes = True

@@ -73,3 +73,10 @@ def plan_of(
         epochs=1.0 if evaluation else config.train.epochs,
         max_steps=None if evaluation else config.train.max_steps,
     )
+
+
+def may_share_prefixes(stage: Stage, *stores: TokenStore) -> bool:
+    """Whether batches may have `shared_prefixes`: the stage makes such, and some example asks for it where examples say
+    so in a column."""
+    asked = any("prefixes" not in store.columns or store.has_values("prefixes") for store in stores)
+    return asked and bool(getattr(stage, "shares_prefixes", False))

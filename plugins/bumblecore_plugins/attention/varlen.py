@@ -41,7 +41,7 @@ def varlen_attention(
     """transformers' attention signature. `query`: (B, A, T, D), `key`, `value`: (B, K, S, D) with A a multiple of K.
 
     `document_lengths` (with B = 1) sums to T; without it each of the B rows is a document, and S may exceed T (cache).
-    `shared_prefixes`: how many tokens of the document before it each document attends to as well (see `Batch`).
+    `shared_prefixes`: how many tokens of its trunk each document attends to as well (see `Batch`).
     `sliding_window` counts the positions that a token sees, itself included, inside its document; `softcap` c turns
     scores s into c·tanh(s / c) (Gemma 2); `s_aux` (A,) are attention sinks (gpt-oss). Returns (B, T, A, D) and None.
     Raises ModelError (BC065) for a mask or a position bias, which this implementation would have to ignore.
@@ -70,11 +70,13 @@ def varlen_attention(
 
 
 def _with_prefixes(parts: list[torch.Tensor], shared: tuple[int, ...]) -> list[torch.Tensor]:
-    """Each document's keys or values (1, K, n, D), behind those of its prefix, which lie in the document before it."""
-    return [
-        torch.cat([parts[at - 1][:, :, :prefix], part], dim=2) if prefix else part
-        for at, (part, prefix) in enumerate(zip(parts, shared, strict=True))
-    ]
+    """Each document's keys or values (1, K, n, D), behind those of its prefix in its trunk (see `Batch`)."""
+    whole: list[torch.Tensor] = []
+    trunk = parts[0]
+    for part, prefix in zip(parts, shared, strict=True):
+        trunk = trunk if prefix else part
+        whole.append(torch.cat([trunk[:, :, :prefix], part], dim=2) if prefix else part)
+    return whole
 
 
 def varlen_mask(

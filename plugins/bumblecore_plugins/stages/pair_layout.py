@@ -12,6 +12,7 @@ import torch
 from bumblecore_core import Batch, ChatSample, Dropped, PreferenceSample, RowError
 from bumblecore_core.toolkit.chat import ChatEncoder, EncodedChat
 from bumblecore_core.toolkit.packing import ranges
+from bumblecore_core.toolkit.turns import common_prefix
 
 SIDES = ("chosen", "rejected")
 COLUMNS = ("chosen_ids", "chosen_spans", "rejected_ids", "rejected_spans")
@@ -86,9 +87,7 @@ def preview_pair(tokenizer: Any, example: Mapping[str, np.ndarray]) -> list[tupl
 
 def shared_length(one: np.ndarray, other: np.ndarray) -> int:
     """Tokens of the longest common beginning that leaves both sequences at least one token of their own."""
-    most = min(len(one), len(other))
-    differing = np.flatnonzero(one[:most] != other[:most])
-    return min(int(differing[0]) if len(differing) else most, len(one) - 1, len(other) - 1)
+    return min(common_prefix(one, other), len(one) - 1, len(other) - 1)
 
 
 def lay_out(examples: Sequence[Mapping[str, np.ndarray]], *, late_weight: float) -> Layout:

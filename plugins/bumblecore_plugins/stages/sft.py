@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from bumblecore_core import ChatSample, Dropped, RowError, StageContext, TokenExample
 from bumblecore_core.toolkit.causal import CausalStage, Encoded, fit_spans
 from bumblecore_core.toolkit.chat import ChatEncoder, EncodedChat, chat_encoder
+from bumblecore_core.toolkit.turns import joined_turns
 
 if TYPE_CHECKING:
     from bumblecore_plugins.stages import SftOptions
@@ -31,10 +32,19 @@ def _encode(encoder: ChatEncoder, samples: Sequence[ChatSample], context: StageC
 def _examples(chats: Sequence[EncodedChat], max_length: int) -> Encoded:
     """One example per text of a conversation; those whose prompt does not fit are left out, all of them count as
     dropped."""
-    fitted = [fit_spans(chat.input_ids, chat.spans, max_length=max_length, warnings=chat.warnings) for chat in chats]
+    fitted = [
+        fit_spans(
+            chat.input_ids,
+            chat.spans,
+            max_length=max_length,
+            weights=chat.weights or None,
+            warnings=chat.warnings,
+        )
+        for chat in chats
+    ]
     examples = [one for one in fitted if isinstance(one, TokenExample)]
     if not examples:
         return next(one for one in fitted if isinstance(one, Dropped))
     if len(examples) < len(fitted):
         examples[0] = replace(examples[0], truncated=True)
-    return examples if len(examples) > 1 else examples[0]
+    return joined_turns(examples, max_length=max_length) if len(examples) > 1 else examples[0]
