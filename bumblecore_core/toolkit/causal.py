@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
 from bumblecore_core.errors import RowError
 from bumblecore_core.toolkit.packing import offsets, pack, ranges
+from bumblecore_core.toolkit.preview import marked
+from bumblecore_core.toolkit.special_texts import SpecialTokens
 from bumblecore_core.toolkit.token_weights import as_count, checked_weights, from_column, same_count, to_column
 from bumblecore_core.toolkit.turns import branches
 from bumblecore_core.values import Batch, Dropped, Sample, StepOutput, TokenExample
@@ -30,6 +33,12 @@ class Context(Protocol):
     def max_length(self) -> int: ...
     @property
     def strict(self) -> bool: ...
+    @property
+    def template_kwargs(self) -> Mapping[str, Any]: ...
+    @property
+    def template_date(self) -> str | None: ...
+    @property
+    def special_tokens(self) -> SpecialTokens: ...
 
 
 _NONE = np.zeros(0, dtype=np.int32)
@@ -95,26 +104,22 @@ class CausalStage:
         return loss(hidden=hidden, head=head, targets=batch.extras["targets"], **weights)
 
     def preview(self, *, example: Mapping[str, np.ndarray]) -> Sequence[tuple[str, bool]]:
-        """The example as (text, trained) segments in order. A document's first token counts as not trained."""
-        ids = example["input_ids"].tolist()
+        """The example as (text, trained) segments in order. A document's first token counts as not trained. Of further
+        turns that stand as texts of their own, each shows what follows its common beginning with the first text."""
+        ids, spans, decoder = example["input_ids"], example["spans"].reshape(-1, 2), self._context.tokenizer
+        begins, shared = branches(example)
+        edges = [0, *begins.tolist(), len(ids)]
         segments: list[tuple[str, bool]] = []
-        at = 0
-        for start, end in example["spans"].reshape(-1, 2).tolist():
-            start = max(start, 1)
-            segments += [(self._text(ids, at, start), False), (self._text(ids, start, end), True)]
-            at = end
-        segments.append((self._text(ids, at, len(ids)), False))
-        return [segment for segment in segments if segment[0]]
-
-    def _text(self, ids: list[int], start: int, end: int) -> str:
-        """Tokens [start, end) as they read after the tokens before them (decoders strip a leading space at a start)."""
-        if end <= start:
-            return ""
-        decode = self._context.tokenizer.decode
-        before, upto = (decode(part, skip_special_tokens=False) for part in (ids[:start], ids[:end]))
-        if not upto.startswith(before):  # a character's bytes lie on both sides
-            return str(decode(ids[start:end], skip_special_tokens=False))
-        return str(upto[len(before) :])
+        for at, (begin, end) in enumerate(pairwise(edges)):
+            own = spans[(spans[:, 0] >= begin) & (spans[:, 0] < end)]
+            before = ids[: shared[at - 1]] if at else ids[:0]
+            if at:
+                segments.append((f"\n(an earlier turn of it, after the first {len(before)} tokens:)\n", False))
+            whole = [*before.tolist(), *ids[begin:end].tolist()]
+            first = max(len(before), 0 if at else 1)
+            moved = np.maximum(own - begin + len(before), first)
+            segments += marked(decoder, whole, moved, start=len(before))
+        return segments
 
 
 def _documents(

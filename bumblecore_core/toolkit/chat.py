@@ -1,4 +1,4 @@
-"""Conversations in tokens: which tokens are trained, as spans by position, never by token id.
+"""Conversations in tokens: which are trained, as spans by position, never by token id.
 
 `chat_text` says which characters are trained; here they become tokens, of one tokenization of the whole text wherever
 that gives the tokens that a model is served with. See docs/sft-masking.md for the reasoning.
@@ -10,11 +10,12 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bumblecore_core.errors import RowError
+from bumblecore_core.toolkit.causal import Context
 from bumblecore_core.toolkit.chat_text import NOTHING_TRAINED, ChatText, Reasoning, Rendered, Span, TrainOn
 from bumblecore_core.toolkit.limits import limited
 from bumblecore_core.toolkit.special_texts import SpecialTexts, SpecialTokens
@@ -42,21 +43,6 @@ class _Tokens(NamedTuple):
     ids: list[int]
     starts: list[int]
     ends: list[int]
-
-
-class Context(Protocol):
-    """What `chat_encoder` reads: `bumblecore_core.StageContext` has it."""
-
-    @property
-    def tokenizer(self) -> Any: ...
-    @property
-    def strict(self) -> bool: ...
-    @property
-    def template_kwargs(self) -> Mapping[str, Any]: ...
-    @property
-    def template_date(self) -> str | None: ...
-    @property
-    def special_tokens(self) -> SpecialTokens: ...
 
 
 class ChatEncoder:
@@ -126,13 +112,12 @@ class ChatEncoder:
                 texts = self._text(plain, begin, split=split, refuse=self._refusal)
                 rendered.append((texts, tuple(set(plain.warnings) - set(sample.warnings))))
         tokens = iter(self._encode([text.text for texts, _ in rendered if isinstance(texts, list) for text in texts]))
-        results: list[list[EncodedChat] | Dropped | RowError] = []
-        for texts, warnings in rendered:
-            if isinstance(texts, Dropped | RowError):
-                results.append(texts)
-                continue
-            results.append(_joined([self._align(text, next(tokens)) for text in texts], warnings))
-        return results
+        return [
+            _joined([entry for text in texts for entry in self._aligned(text, next(tokens), split=split)], warnings)
+            if isinstance(texts, list)
+            else texts
+            for texts, warnings in rendered
+        ]
 
     def _encode(self, texts: list[str]) -> list[_Tokens | RowError]:
         try:
@@ -160,6 +145,19 @@ class ChatEncoder:
             joined.ends.extend(origin + 1 if is_plain else origin + end for _, end in encoding.offsets)
             origin += 1 if is_plain else len(piece)
         return joined
+
+    def _aligned(
+        self, rendered: Rendered, tokens: _Tokens | RowError, *, split: bool
+    ) -> list[EncodedChat | Dropped | RowError]:
+        """The text in tokens; with `split` a text of its own for each turn where a later prompt, tokenized at once as
+        it is when served, has other tokens than the replies in it."""
+        text, turns, warnings = rendered
+        whole = isinstance(tokens, RowError) or all(self._span(tokens, text, turn) for turn in turns)
+        if whole or not split or len(turns) == 1:
+            return [self._align(rendered, tokens)]
+        parts = [Rendered(text[: turn.end], (turn,), warnings if turn is turns[-1] else ()) for turn in turns]
+        encoded = self._encode([part.text for part in parts])
+        return [self._align(part, own) for part, own in zip(parts, encoded, strict=True)]
 
     def _align(self, rendered: Rendered, tokens: _Tokens | RowError) -> EncodedChat | Dropped | RowError:
         if isinstance(tokens, RowError):
@@ -286,5 +284,5 @@ def chat_encoder(context: Context, *, train_on: TrainOn = "all", reasoning: Reas
 def encode_chats(
     tokenizer: Any, samples: Sequence[ChatSample], *, train_on: TrainOn = "all", strict: bool = False
 ) -> list[EncodedChat | Dropped | RowError]:
-    """`ChatEncoder` for a single call; keep the encoder where there are many, for it copies the tokenizer."""
+    """`ChatEncoder` for a single call; for many keep the encoder, which copies the tokenizer."""
     return ChatEncoder(tokenizer, train_on=train_on, strict=strict)(samples)

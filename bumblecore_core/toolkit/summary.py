@@ -8,7 +8,8 @@ from typing import Any
 from bumblecore_core.errors import printable
 from bumblecore_core.values import RunInfo
 
-SHOWN_CHARACTERS = 1200
+SHOWN_CHARACTERS, SHOWN_LINES = 1600, 30
+CONTEXT_PART, TRAINED_PART = 300, 500  # characters of one segment
 TRAINED = ("⟦", "⟧")
 
 
@@ -51,7 +52,19 @@ def as_text(value: Any) -> str:
 
 
 def _sample(segments: Sequence[tuple[str, bool]]) -> list[str]:
-    text = "".join(f"{TRAINED[0]}{part}{TRAINED[1]}" if trained else part for part, trained in segments)
+    cut = [(_cut(part, TRAINED_PART if trained else CONTEXT_PART), trained) for part, trained in segments]
+    text = "".join(f"{TRAINED[0]}{part}{TRAINED[1]}" if trained else part for part, trained in cut)
     if len(text) > SHOWN_CHARACTERS:
         text = text[:SHOWN_CHARACTERS] + f"… ({len(text) - SHOWN_CHARACTERS} characters more)"
-    return [f"  | {line}" for line in text.split("\n")]
+    lines = text.split("\n")
+    if len(lines) > SHOWN_LINES:
+        lines = [*lines[:SHOWN_LINES], f"… ({len(lines) - SHOWN_LINES} lines more)"]
+    return [f"  | {line}" for line in lines]
+
+
+def _cut(text: str, most: int) -> str:
+    """The beginning and the end of a long text."""
+    if len(text) <= most:
+        return text
+    half = most // 2
+    return f"{text[:half]} … ({len(text) - 2 * half:,} characters) … {text[-half:]}"

@@ -18,6 +18,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Iterable
+from importlib import resources
 from pathlib import Path
 
 from topics import GREETINGS, Question, Topic, animals, calendar, countries, numbers, words
@@ -34,20 +35,8 @@ FILLER = " I hope this helps!"
 VOCABULARY = 2432
 END_OF_TURN, END_OF_TEXT, START_OF_TURN = "<|im_end|>", "<|endoftext|>", "<|im_start|>"
 
-CHAT_TEMPLATE = """\
-{%- for message in messages %}
-{{- '<|im_start|>' + message['role'] + '\\n' }}
-{%- if message['role'] == 'assistant' %}
-{%- generation %}{{- message['content'] + '<|im_end|>' }}{% endgeneration %}
-{%- else %}
-{{- message['content'] + '<|im_end|>' }}
-{%- endif %}
-{{- '\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-{{- '<|im_start|>assistant\\n' }}
-{%- endif %}
-"""
+# the template that `bumble tokenizer train` writes
+CHAT_TEMPLATE = resources.files("bumblecore_plugins.commands").joinpath("chatml.jinja").read_text(encoding="utf-8")
 
 
 def split(topics: list[Topic], rng: random.Random) -> tuple[list[Topic], list[Topic]]:

@@ -100,9 +100,18 @@ def test_an_error_names_the_side(tokenizer):
             assert found.problem.field.startswith(field)
 
 
-def test_the_preview_marks_the_chosen_completion(tokenizer):
+def test_the_preview_marks_both_completions(tokenizer):
     stage = PreferenceStage(DpoOptions(), StageContext(tokenizer=tokenizer, max_length=100))
     (example,) = stage.encode(samples=[sample([reply("two red birds")], [reply("rain")])])
     segments = stage.preview(example=example.columns)
-    assert [text for text, trained in segments if trained] == ["two red birds<|im_end|>"]
-    assert segments[-1] == ("rain<|im_end|>", False)
+    assert [text for text, trained in segments if trained] == ["two red birds<|im_end|>", "rain<|im_end|>"]
+
+
+def test_the_preview_of_several_messages_marks_only_the_trained_ones(tokenizer):
+    stage = PreferenceStage(DpoOptions(), StageContext(tokenizer=tokenizer, max_length=200))
+    chosen = [reply("first"), {"role": "user", "content": "between"}, reply("second")]
+    (example,) = stage.encode(samples=[sample(chosen, [reply("rain")])])
+    segments = stage.preview(example=example.columns)
+    trained = [text for text, is_trained in segments if is_trained]
+    assert trained == ["first<|im_end|>", "second<|im_end|>", "rain<|im_end|>"]
+    assert any("between" in text for text, is_trained in segments if not is_trained)

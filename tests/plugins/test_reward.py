@@ -170,7 +170,8 @@ def test_a_pair_is_the_template_of_both_conversations(tokenizer):
             assert example.columns[f"{side}_ids"].tolist() == whole
         assert example.count == 1
         segments = stage.preview(example=example.columns)
-        assert [text for text, trained in segments if trained] == [entry.chosen[0]["content"] + "<|im_end|>"]
+        replies = [getattr(entry, side)[0]["content"] + "<|im_end|>" for side in ("chosen", "rejected")]
+        assert [text for text, trained in segments if trained] == replies
 
 
 def test_pairs_that_are_too_long_or_equal_are_dropped_and_errors_name_the_side(tokenizer):

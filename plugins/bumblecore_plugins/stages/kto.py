@@ -33,6 +33,7 @@ from bumblecore_core.protocols import Reference
 from bumblecore_core.toolkit.chat import EncodedChat, chat_encoder
 from bumblecore_core.toolkit.logprobs import TokenLogprobs
 from bumblecore_core.toolkit.packing import offsets, pack, ranges
+from bumblecore_core.toolkit.preview import marked
 from bumblecore_plugins.stages.dpo import TOO_LONG
 from bumblecore_plugins.stages.pair_layout import named_side
 
@@ -152,11 +153,8 @@ class FeedbackStage:
 
     def preview(self, *, example: Mapping[str, np.ndarray]) -> Sequence[tuple[str, bool]]:
         """The row with its completion marked, and its label."""
-        decode, ids = self._context.tokenizer.decode, example["row_ids"].tolist()
-        start = int(example["row_spans"][0])
-        prompt, whole = decode(ids[:start]), decode(ids)
-        completion = whole[len(prompt) :] if whole.startswith(prompt) else decode(ids[start:])
-        return [(prompt, False), (completion, True), (f"\n({'' if example['label'][0] else 'un'}desirable)", False)]
+        segments = marked(self._context.tokenizer, example["row_ids"].tolist(), example["row_spans"])
+        return [*segments, (f"\n({'' if example['label'][0] else 'un'}desirable)", False)]
 
     def _summed_others(self, policy: Policy, batch: Batch) -> torch.Tensor:
         """(R,) log-probabilities of the other completions, 0 for a row without one."""

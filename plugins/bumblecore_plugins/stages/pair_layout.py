@@ -12,6 +12,7 @@ import torch
 from bumblecore_core import Batch, ChatSample, Dropped, PreferenceSample, RowError
 from bumblecore_core.toolkit.chat import ChatEncoder, EncodedChat
 from bumblecore_core.toolkit.packing import ranges
+from bumblecore_core.toolkit.preview import marked
 from bumblecore_core.toolkit.turns import common_prefix
 
 SIDES = ("chosen", "rejected")
@@ -76,13 +77,13 @@ def warnings_of(*chats: EncodedChat) -> tuple[str, ...]:
 
 
 def preview_pair(tokenizer: Any, example: Mapping[str, np.ndarray]) -> list[tuple[str, bool]]:
-    """The chosen sequence with its completion marked, then the rejected completion."""
-    start, other = int(example["chosen_spans"][0]), int(example["rejected_spans"][0])
-    chosen, rejected = example["chosen_ids"].tolist(), example["rejected_ids"].tolist()
-    prompt, whole = tokenizer.decode(chosen[:start]), tokenizer.decode(chosen)
-    completion = whole[len(prompt) :] if whole.startswith(prompt) else tokenizer.decode(chosen[start:])
-    other_completion = tokenizer.decode(rejected[other:])
-    return [(prompt, False), (completion, True), ("\n(rejected instead:)\n", False), (other_completion, False)]
+    """The chosen sequence, then what the rejected one has in place of its completion, both with their trained spans."""
+    completion = int(example["rejected_spans"][0])
+    return [
+        *marked(tokenizer, example["chosen_ids"].tolist(), example["chosen_spans"]),
+        ("\n(rejected instead:)\n", False),
+        *marked(tokenizer, example["rejected_ids"].tolist(), example["rejected_spans"], start=completion),
+    ]
 
 
 def shared_length(one: np.ndarray, other: np.ndarray) -> int:
