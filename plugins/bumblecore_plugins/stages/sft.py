@@ -29,6 +29,9 @@ def _encode(encoder: ChatEncoder, samples: Sequence[ChatSample], context: StageC
     ]
 
 
+TURN_BY_TURN = "conversations of which each turn is a text of its own (the chat template rewrites earlier turns)"
+
+
 def _examples(chats: Sequence[EncodedChat], max_length: int) -> Encoded:
     """One example per text of a conversation; those whose prompt does not fit are left out, all of them count as
     dropped."""
@@ -47,4 +50,6 @@ def _examples(chats: Sequence[EncodedChat], max_length: int) -> Encoded:
         return next(one for one in fitted if isinstance(one, Dropped))
     if len(examples) < len(fitted):
         examples[0] = replace(examples[0], truncated=True)
+    if len(chats) > 1:
+        examples[0] = replace(examples[0], warnings=(*examples[0].warnings, TURN_BY_TURN))
     return joined_turns(examples, max_length=max_length) if len(examples) > 1 else examples[0]
