@@ -15,6 +15,8 @@ from bumblecore_core.toolkit.turns import joined_turns
 if TYPE_CHECKING:
     from bumblecore_plugins.stages import SftOptions
 
+TURN_BY_TURN = "conversations of which each turn is a text of its own (the chat template rewrites earlier turns)"
+
 
 def sft_stage(options: SftOptions, context: StageContext) -> CausalStage:
     """Raises `ModelError` BC022 (no chat template) or BC024 (generation marks that cannot be located)."""
@@ -27,9 +29,6 @@ def _encode(encoder: ChatEncoder, samples: Sequence[ChatSample], context: StageC
         chats if isinstance(chats, Dropped | RowError) else _examples(chats, context.max_length)
         for chats in encoder.turns(samples)
     ]
-
-
-TURN_BY_TURN = "conversations of which each turn is a text of its own (the chat template rewrites earlier turns)"
 
 
 def _examples(chats: Sequence[EncodedChat], max_length: int) -> Encoded:
