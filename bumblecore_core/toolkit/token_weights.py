@@ -36,7 +36,8 @@ def accepts_weights(loss: Any) -> bool:
 
 def checked_weights(weights: Sequence[float] | np.ndarray, spans: int) -> np.ndarray:
     """(spans,) float32 weights. Raises `ValueError` for another number of them, or one that no loss can use."""
-    factors = np.asarray(weights, dtype=np.float64).reshape(-1).astype(np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        factors = np.asarray(weights, dtype=np.float64).reshape(-1).astype(np.float32)
     if len(factors) != spans:
         raise ValueError(f"{len(factors)} weights for {spans} spans")
     if not (np.isfinite(factors) & (factors >= 0)).all():

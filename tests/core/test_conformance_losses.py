@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional
@@ -120,6 +122,52 @@ def test_a_good_token_loss():
 def test_a_bad_token_loss(loss, says):
     with pytest.raises(AssertionError, match=says):
         check_token_loss(loss)
+
+
+def times(losses, factors):
+    return (losses * factors).sum()
+
+
+def weighted_loss(*, hidden, head, targets, weights=None, total=times, count=None, nll=times):
+    """A good loss, unless `total`, `count` or `nll` (a metric's) is computed otherwise from (losses, weights)."""
+    losses = functional.cross_entropy(head.logits(hidden).float(), targets, reduction="none")
+    factors = torch.ones_like(losses) if weights is None else weights
+    number = count(losses, factors) if count else float(factors.double().sum())
+    metrics = {"nll": Metric(total=nll(losses.detach(), factors), weight=number)}
+    return StepOutput(loss_sum=total(losses, factors), count=number, metrics=metrics)
+
+
+def test_a_good_token_loss_with_weights():
+    check_token_loss(weighted_loss)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"total": lambda losses, factors: losses.sum()}, "the sum with weights of 0"),
+        ({"count": lambda losses, factors: len(losses)}, "count is 12 for .* as the sum of the weights"),
+        ({"total": lambda losses, factors: (losses * factors**2).sum()}, "twice the weights"),
+        ({"total": lambda losses, factors: (losses * (factors > 0)).sum()}, "twice the weights"),
+        ({"total": lambda losses, factors: (losses * (2 - factors)).sum()}, "weights of 0"),
+        ({"total": lambda losses, factors: 3 * (losses * factors).sum() - 2 * losses.sum()}, "weights of 0"),
+        ({"total": lambda losses, factors: (losses * factors.flip(0)).sum()}, "weights of 0"),
+        ({"total": lambda losses, factors: losses.sum() * factors.sum() / max(1, len(factors))}, "weights of 0"),
+        ({"nll": lambda losses, factors: losses.sum()}, "metric 'nll' with weights of 0"),
+        ({"nll": lambda losses, factors: (losses * factors**2).sum()}, "metric 'nll' with twice the weights"),
+    ],
+)
+def test_a_bad_token_loss_with_weights(wrong, says):
+    with pytest.raises(AssertionError, match=says):
+        check_token_loss(partial(weighted_loss, **wrong))
+
+
+def test_a_loss_that_forgets_the_weights_of_logits():
+    def forgets(*, head, weights=None, **inputs):
+        return weighted_loss(head=head, weights=weights, **inputs, **({} if head.weight is not None else SUM))
+
+    SUM = {"total": lambda losses, factors: losses.sum()}
+    with pytest.raises(AssertionError, match="the sum from weighted logits"):
+        check_token_loss(forgets)
 
 
 def preference(*, chosen, rejected, reference_chosen, reference_rejected, chosen_lengths, rejected_lengths):
