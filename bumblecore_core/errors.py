@@ -198,6 +198,8 @@ CODES: dict[str, str] = {
     "BC069": "a file would be overwritten",
     "BC070": "plugins or libraries changed since the checkpoint",
     "BC071": "a plugin needs a package that is not installed",
+    "BC083": "a key of a row or message is not read",
+    "BC084": "a row holds images, audio or video",
     "BC088": "ranks differ in configuration, data, model or versions",
     "BC089": "output_dir is not shared between the machines of a run",
     "BC091": "a row is larger than data.max_row_bytes",

@@ -133,7 +133,8 @@ def bumble_schedulers() -> Sequence[records.SchedulerRecord]:  # type: ignore[em
 
 @hookspec
 def bumble_data_formats() -> Sequence[records.DataFormatRecord]:  # type: ignore[empty-body]
-    """Data formats: tell a row's schema and convert it to a sample.
+    """Data formats: tell a row's schema and convert it to a sample. Where rows can give several kinds of sample,
+    `detect` returns a tuple of them, and `convert(self, *, row, reads=None)` is passed the one that the stage reads.
 
     ```python
     from bumblecore_core import ChatSample, DataFormatRecord, hookimpl

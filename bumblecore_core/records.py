@@ -115,12 +115,15 @@ class SchedulerRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class DataFormatRecord(Record):
-    """A row schema. `detect(row)` says which kind of sample a row of this schema gives, or None where it is not of
-    this schema; it sees the parsed row and must not raise. `build(options=…) -> DataFormat`"""
+    """A row schema. `detect(row)` returns the kind of sample that a row of this schema gives, a tuple of kinds where it
+    can give several, or None where it is not of this schema; it sees the parsed row and must not raise.
+
+    `build(options=…) -> DataFormat`
+    """
 
     kind: ClassVar[str] = "data_formats"
     build: Callable[..., protocols.DataFormat]
-    detect: Callable[[Mapping[str, Any]], SampleKind | None]
+    detect: Callable[[Mapping[str, Any]], SampleKind | Sequence[SampleKind] | None]
     options: type[Options] = NoOptions
 
 

@@ -15,5 +15,9 @@ class DataFormat(Protocol):
     """Converts rows of one schema."""
 
     def convert(self, *, row: Row) -> Sample:
-        """The sample of `row`. Raises `RowError` with the path of the offending field."""
+        """The sample of `row`. Raises `RowError` with the path of the offending field.
+
+        A format whose rows can give several kinds of sample takes a second keyword, `reads: SampleKind | None = None`:
+        the kind that the stage reads. It is passed only where `convert` names it.
+        """
         ...

@@ -29,8 +29,8 @@ def check_data_format(
     - each row converts to a sample of one of the four kinds, twice alike, and is left as it was;
     - with a field missing, null or a number, `convert` still converts or raises `RowError` with a known code and a
       field, and its message never holds a text of the row;
-    - with `record`: `detect` says for each row the kind that it converts to, None for rows of quite other keys, and
-      never raises.
+    - with `record`: `detect` returns for each row the kind that it converts to, or several: then `convert` takes
+      `reads` and returns a sample of each of them. It returns None for rows of quite other keys, and never raises.
     """
     assert rows, "give at least one good row"
     for index, row in enumerate(rows):
@@ -40,14 +40,17 @@ def check_data_format(
         assert dict(row) == before, f"row {index}: convert changed the row"
         assert format.convert(row=row) == sample, f"row {index}: converting it again gives another sample"
         if record is not None:
-            detected = record.detect(row)
-            assert detected == KIND_OF_SAMPLE[type(sample)], f"row {index} is detected as {detected!r}"
+            kinds = _check_detect(record, row)
+            assert KIND_OF_SAMPLE[type(sample)] in kinds, f"row {index} is detected as {record.detect(row)!r}"
+            for kind in kinds if len(kinds) > 1 else ():
+                made = KIND_OF_SAMPLE[type(format.convert(row=row, reads=kind))]
+                assert made == kind, f"row {index} is detected as {kind} too, but converts to {made}"
         for spoilt in _spoilt(row):
             _check_spoilt(format, spoilt, f"row {index}")
             _check_detect(record, spoilt)
     for strange in STRANGE_ROWS:
         _check_spoilt(format, strange, f"the row {strange}")
-        assert _check_detect(record, strange) is None, f"detect claims the row {strange}"
+        assert not _check_detect(record, strange), f"detect claims the row {strange}"
 
 
 def _check_sample(sample: Sample, where: str) -> None:
@@ -93,15 +96,16 @@ def _check_spoilt(format: Any, row: Mapping[str, Any], where: str) -> None:
         _check_sample(sample, f"{where}, spoilt")
 
 
-def _check_detect(record: DataFormatRecord | None, row: Mapping[str, Any]) -> SampleKind | None:
+def _check_detect(record: DataFormatRecord | None, row: Mapping[str, Any]) -> tuple[SampleKind, ...]:
     if record is None:
-        return None
+        return ()
     try:
-        kind = record.detect(row)
+        detected = record.detect(row)
     except Exception as error:
         raise AssertionError(f"detect raised {type(error).__name__} for a row with the keys {sorted(row)}") from error
-    assert kind is None or kind in get_args(SampleKind), f"detect returned {kind!r}"
-    return kind
+    kinds = () if detected is None else tuple(detected) if isinstance(detected, (tuple, list)) else (detected,)
+    assert set(kinds) <= set(get_args(SampleKind)), f"detect returned {detected!r}"
+    return kinds
 
 
 def _texts(value: Any) -> list[str]:

@@ -100,6 +100,34 @@ def test_a_bad_detect(detect, says):
         check_data_format(Format(), ROWS, record=record)
 
 
+class Either(Format):
+    def convert(self, *, row, reads=None):
+        sample = super().convert(row=row)
+        return TextSample(text=row["a"]) if reads == "text" else sample
+
+
+EITHER = DataFormatRecord(
+    name="qa",
+    summary="Q and A.",
+    build=FORMAT.build,
+    detect=lambda row: ("chat", "text") if {"q", "a"} <= row.keys() else None,
+)
+
+
+def test_a_format_of_two_kinds():
+    check_data_format(Either(), ROWS, record=EITHER)
+
+
+class OnlyChat(Format):
+    def convert(self, *, row, reads=None):
+        return super().convert(row=row)
+
+
+def test_a_format_that_does_not_give_a_kind_that_it_detects():
+    with pytest.raises(AssertionError, match="detected as text too, but converts to chat"):
+        check_data_format(OnlyChat(), ROWS, record=EITHER)
+
+
 class Logger:
     def __init__(self):
         self.seen = []

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
@@ -22,25 +23,44 @@ KIND_OF: Mapping[type, SampleKind] = {
     FeedbackSample: "feedback",
 }
 KINDS = tuple(KIND_OF.values())
+Match: TypeAlias = tuple[DataFormatRecord, tuple[SampleKind, ...]]
+"""A format, and the kinds of sample that it can make of a row."""
 
 
-def matching(records: Sequence[DataFormatRecord], row: Mapping[str, Any]) -> list[tuple[DataFormatRecord, SampleKind]]:
-    """The formats that `row` is of, by name, each with the kind of sample that it gives. Raises `PluginError` BC060
-    where a plugin's `detect` raises."""
-    found: list[tuple[DataFormatRecord, SampleKind]] = []
+def matching(records: Sequence[DataFormatRecord], row: Mapping[str, Any]) -> list[Match]:
+    """The formats that `row` is of, by name. Raises `PluginError` BC060 where a plugin's `detect` raises, or returns
+    what is not a kind or kinds."""
+    found: list[Match] = []
     for record in sorted(records, key=lambda record: record.name):
         try:
-            kind = record.detect(row)
+            detected = record.detect(row)
         except (Exception, SystemExit) as error:  # its text may hold the row's
             problem = f"{Plugin.of(record)} raised {type(error).__name__} in detect ({place_of(error)})"
             fix = f"Name data.format, and report this to its author; {TRACEBACK}"
             raise one(PluginError, "BC060", problem, fix) from error
-        if kind is not None and kind not in KINDS:
-            fault = f"returned {typename(kind)} from detect, not a kind of sample"
-            raise breach(Plugin.of(record), fault, f"`detect` returns None, or one of {', '.join(KINDS)}")
-        if kind is not None:
-            found.append((record, kind))
+        kinds = kinds_of(detected)
+        if kinds is None:
+            fault = f"returned {typename(detected)} from detect, not a kind of sample"
+            raise breach(Plugin.of(record), fault, f"`detect` returns None, or one or a tuple of {', '.join(KINDS)}")
+        if kinds:
+            found.append((record, kinds))
     return found
+
+
+def kinds_of(detected: Any) -> tuple[SampleKind, ...] | None:
+    """What a `detect` returned as kinds: none for None, one, or several. None if it is something else."""
+    if detected is None:
+        return ()
+    kinds = detected if isinstance(detected, tuple | list) else (detected,)
+    return tuple(kinds) if all(isinstance(kind, str) and kind in KINDS for kind in kinds) else None
+
+
+def takes_reads(convert: Callable[..., Any]) -> bool:
+    """Whether a format's `convert` has a parameter for the kind of sample that the stage reads."""
+    try:
+        return "reads" in inspect.signature(convert).parameters
+    except (TypeError, ValueError):  # a builtin without a signature
+        return False
 
 
 def choose_format(
@@ -52,13 +72,13 @@ def choose_format(
     place: str,
     failed: str = "",
 ) -> Selected[DataFormatRecord]:
-    """The one format that `row` is of. Where several match, the one that gives what the stage reads. `failed`: which
+    """The one format that `row` is of. Where several match, the one that can give what the stage reads. `failed`: which
     plugins could not be loaded, one of which may be the one that is missing here.
 
     Raises `DataError` BC062 where none or several fit, BC063 where the format gives another kind than `reads`.
     """
     found = matching(records, row)
-    fitting = [(record, kind) for record, kind in found if kind == reads]
+    fitting = [(record, kinds) for record, kinds in found if reads in kinds]
     candidates = fitting or found
     if not candidates:
         needs = "; ".join(f"{record.name}: {record.summary.rstrip('.')}" for record in records)
@@ -74,9 +94,9 @@ def choose_format(
         names = " and ".join(f"'{record.name}'" for record, _ in candidates)
         problem = f"rows with the keys {keys_of(row)} could be of the data formats {names}"
         raise one(DataError, "BC062", problem, "Name the one that is meant in data.format", place=place)
-    record, kind = candidates[0]
-    if kind != reads:
-        raise wrong_kind(record.name, kind, reads=reads, stage=stage, place=place)
+    record, kinds = candidates[0]
+    if reads not in kinds:
+        raise wrong_kind(record.name, kinds[0], reads=reads, stage=stage, place=place)
     try:
         return Selected(record=record, options=record.options())
     except ValidationError as error:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from bumblecore_core.config.resolved import Selected
@@ -13,7 +14,15 @@ from bumblecore_core.protocols import DataFormat
 from bumblecore_core.records import DataFormatRecord
 from bumblecore_core.run.blame import TRACEBACK, Plugin, blamed, breach, passes, place_of
 from bumblecore_core.run.built import check_built
-from bumblecore_core.run.data.detect import choose_format, keys_of, kind_of, matching, sample_fault, wrong_kind
+from bumblecore_core.run.data.detect import (
+    choose_format,
+    keys_of,
+    kind_of,
+    matching,
+    sample_fault,
+    takes_reads,
+    wrong_kind,
+)
 from bumblecore_core.run.data.files import Source
 from bumblecore_core.run.data.reading import LARGEST_ROW, TxtSplit, read_rows
 from bumblecore_core.run.data.text_lines import BadRow, FileRow, ReadNotes
@@ -104,7 +113,7 @@ class Converter:
         self.source, self.records, self.reads, self.stage, self.failed = source, records, reads, stage, failed
         self.name, self.hopeless = "", False
         self._chosen: Selected[DataFormatRecord] | None = source.format
-        self._format: DataFormat | None = None
+        self._convert_row: Callable[..., Sample] | None = None
         self._first: FileRow | None = None
         self._other_schemas: set[str] = set()
 
@@ -131,12 +140,11 @@ class Converter:
 
     def _convert(self, item: FileRow, place: str) -> Sample:
         first = self._first is None
-        if self._format is None:
+        if self._convert_row is None:
             self._first = item
-            self._open(item, place)
-        assert self._format is not None
+            self._convert_row = self._open(item, place)
         try:
-            sample = self._format.convert(row=item.row)
+            sample = self._convert_row(row=item.row)
         except RowError:
             raise
         except (Exception, SystemExit) as error:  # its text may hold the row's
@@ -155,7 +163,7 @@ class Converter:
             raise _OtherKind(f"{self.name} ({kind})")
         return sample
 
-    def _open(self, item: FileRow, place: str) -> None:
+    def _open(self, item: FileRow, place: str) -> Callable[..., Sample]:
         if self._chosen is None:
             self._chosen = choose_format(
                 item.row, records=self.records, reads=self.reads, stage=self.stage, place=place, failed=self.failed
@@ -163,9 +171,10 @@ class Converter:
         self.name = self._chosen.record.name
         plugin = self._plugin
         with blamed(plugin):
-            built = self._chosen.record.build(options=self._chosen.options)
+            built: DataFormat = self._chosen.record.build(options=self._chosen.options)
         check_built(plugin, built)
-        self._format = built
+        convert: Callable[..., Sample] = built.convert
+        return partial(convert, reads=self.reads) if takes_reads(convert) else convert
 
     @property
     def _plugin(self) -> Plugin:
@@ -177,7 +186,9 @@ class Converter:
         if self._first is None or item is self._first or _keys(item.row) == _keys(self._first.row):
             return None
         others = [
-            f"{record.name} ({kind})" for record, kind in matching(self.records, item.row) if record.name != self.name
+            f"{record.name} ({' or '.join(kinds)})"
+            for record, kinds in matching(self.records, item.row)
+            if record.name != self.name
         ]
         return " or ".join(others) or None
 
