@@ -51,6 +51,7 @@ ROWS = {
         {"messages": [{"role": "user", "content": "Good morning"}, {"role": "assistant", "content": "And to you"}]},
         {"prompt": "Good morning", "completion": "Good morning to you", "label": True},
     ],
+    "xlam": [{"query": "Good morning", "tools": "[]", "answers": '[{"name": "greet_back", "arguments": {}}]'}],
 }
 """Good rows of each built-in data format; a new format needs its line."""
 

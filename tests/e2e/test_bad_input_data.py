@@ -106,7 +106,7 @@ def test_row_11_content_of_another_type_names_path_and_type(scene, content, foun
 
 
 def test_row_12_an_unknown_role_names_those_allowed(scene):
-    row = chat({"role": "bot", "content": SECRET}, reply())
+    row = chat({"role": "narrator", "content": SECRET}, reply())
     bad_line(scene, row, "BC012", "messages[0].role", "system, user, assistant, tool")
 
 

@@ -13,17 +13,28 @@ from bumblecore_plugins.data_formats import bumble_data_formats
 RECORDS = {record.name: record for record in bumble_data_formats()}
 
 
-def convert(name, row, **options):
+def build(name, **options):
     record = RECORDS[name]
+    return record.build(options=record.options(**options))
+
+
+def convert(name, row, reads=None, **options):
+    """The sample of `row`; `reads`: the kind that the stage reads, which `text` is not passed."""
     before = copy.deepcopy(row)
-    sample = record.build(options=record.options(**options)).convert(row=row)
+    sample = build(name, **options).convert(row=row, **({} if reads is None else {"reads": reads}))
     assert row == before, "a format must not change the row"
     return sample
 
 
-def problem(name, row, **options):
+def kinds(row):
+    """The formats that claim `row`, each with its kinds."""
+    found = {name: record.detect(row) for name, record in RECORDS.items()}
+    return {name: (kinds,) if isinstance(kinds, str) else kinds for name, kinds in found.items() if kinds}
+
+
+def problem(name, row, reads=None, **options):
     with pytest.raises(RowError) as caught:
-        convert(name, row, **options)
+        convert(name, row, reads, **options)
     return caught.value.problem
 
 
@@ -31,8 +42,12 @@ def user(text):
     return {"role": "user", "content": text}
 
 
-def reply(text):
-    return {"role": "assistant", "content": text}
+def reply(text, **more):
+    return {"role": "assistant", "content": text, **more}
+
+
+def tool(text, **more):
+    return {"role": "tool", "content": text, **more}
 
 
 def calls(*pairs):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from format_rows import RECORDS, calls, convert, reply, to_sharegpt, user
+from format_rows import RECORDS, calls, convert, kinds, reply, to_sharegpt, tool, user
 
 from bumblecore_core import ChatSample, PreferenceSample
 from bumblecore_core.testing import check_data_format
@@ -22,24 +22,34 @@ ROWS_OF = {
     ],
     ("sharegpt", "preference"): [{"conversations": [], "chosen": {}, "rejected": {}}],
     ("openai", "chat"): [{"messages": [{"role": "user", "content": "a"}]}, {"messages": None, "tools": []}],
+    ("openai", "chat", "completion"): [
+        {"prompt": "a", "completion": "b"},
+        {"prompt": [], "completion": [], "label": ""},
+    ],
     ("openai", "preference"): [
         {"prompt": "a", "chosen": "b", "rejected": "c"},
         {"messages": [], "chosen": {}, "rejected": {}},
         {"chosen": [], "rejected": []},
+        {"chosen_messages": [], "rejected_messages": []},
+        {"prompt": "a", "completion": None, "chosen": "b", "rejected": "c"},
     ],
+    ("xlam", "chat"): [{"query": "a", "tools": "[]", "answers": "[]"}],
 }
 
 
-@pytest.mark.parametrize(("name", "kind"), ROWS_OF)
-def test_each_row_is_of_exactly_one_format(name, kind):
-    for row in ROWS_OF[name, kind]:
-        found = {record.name: record.detect(row) for record in RECORDS.values()}
-        assert {name: kind for name, kind in found.items() if kind is not None} == {name: kind}
+@pytest.mark.parametrize("schema", ROWS_OF)
+def test_each_row_is_of_exactly_one_format_and_kind(schema):
+    name, kind, *_ = schema
+    for row in ROWS_OF[schema]:
+        assert kinds(row) == {name: (kind,)}, row
 
 
-@pytest.mark.parametrize("row", [{}, {"q": "a"}, {"instruction": "a"}, {"output": "b"}, {"prompt": "a"}])
+@pytest.mark.parametrize(
+    "row",
+    [{}, {"q": "a"}, {"instruction": "a"}, {"output": "b"}, {"prompt": "a"}, {"query": "a", "answers": ["b"]}],
+)
 def test_other_rows_are_of_none(row):
-    assert [record.detect(row) for record in RECORDS.values()] == [None] * 4
+    assert kinds(row) == {}
 
 
 def test_field_names_are_options():
@@ -69,22 +79,16 @@ def test_openai_reads_the_old_names():
             user("a"),
             {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": ""}},
             {"role": "function", "name": "f", "content": "1"},
-            {**reply("b"), "weight": 1, "tool_calls": None},
+            reply("b", weight=1, tool_calls=None),
         ]
     }
     assert convert("openai", row).messages == (
         {"role": "system", "content": "s"},
         user("a"),
         {"role": "assistant", "content": "", "tool_calls": calls(("f", {}))},
-        {"role": "tool", "content": "1", "name": "f"},
+        tool("1", name="f"),
         reply("b"),
     )
-
-
-@pytest.mark.parametrize("tools", ["", "[]", [], None])
-def test_no_tools(tools):
-    row = {"conversations": to_sharegpt([user("a"), reply("b")], False), "tools": tools}
-    assert convert("sharegpt", row).tools is None
 
 
 PAIR = PreferenceSample(prompt=(user("a"),), chosen=(reply("b"),), rejected=(reply("c"),))
@@ -126,7 +130,7 @@ GOOD = {
                 [
                     user("the question"),
                     {"role": "assistant", "content": "", "tool_calls": calls(("look_up", {"word": "whatever"}))},
-                    {"role": "tool", "content": "the result"},
+                    tool("the result"),
                     reply("the reply"),
                 ],
                 False,
@@ -138,6 +142,20 @@ GOOD = {
     "openai": [
         {"messages": [user("the question"), reply("the reply")]},
         {"prompt": "the question", "chosen": "the better reply", "rejected": [reply("the worse reply")]},
+        {"prompt": "the question", "completion": "the reply", "label": True},
+        {
+            "prompt": "the question",
+            "messages": [user("the question"), reply("the better reply")],
+            "chosen": [user("the question"), reply("the better reply")],
+            "rejected": [user("the question"), reply("the worse reply")],
+        },
+    ],
+    "xlam": [
+        {
+            "query": "the question",
+            "tools": '[{"name": "look_up", "description": "Looks a word up."}]',
+            "answers": '[{"name": "look_up", "arguments": {"word": "whatever"}}]',
+        }
     ],
 }
 

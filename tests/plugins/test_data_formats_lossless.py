@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from bumblecore_core import ChatSample, TextSample
 
-TEXT = st.text(max_size=12)
-FULL = st.text(min_size=1, max_size=12)
+CHARACTERS = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
+TEXT = st.text(CHARACTERS, max_size=12)
+FULL = st.text(CHARACTERS, min_size=1, max_size=12)
+# Null members of objects are for the tests of padding.
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | TEXT,
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXT, inner, max_size=2),
+    st.booleans() | st.integers() | TEXT,
+    lambda inner: st.lists(inner | st.none(), max_size=2) | st.dictionaries(TEXT, inner, max_size=2),
     max_leaves=4,
 )
 NAMES = st.text("abc_", min_size=1, max_size=6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from format_rows import RECORDS as FORMATS
-from format_rows import convert, problem, reply, user
+from format_rows import convert, kinds, problem, reply, user
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kto_rows import SAMPLES, SOURCES, row, stage_of
@@ -113,8 +113,8 @@ ROWS = [
 
 @pytest.mark.parametrize(("name", "given_row"), ROWS)
 def test_a_row_of_each_format(name, given_row):
-    assert convert(name, given_row) == FEEDBACK
-    assert {key: kind for key, record in FORMATS.items() if (kind := record.detect(given_row))} == {name: "feedback"}
+    assert convert(name, given_row, "feedback") == FEEDBACK
+    assert kinds(given_row) == {name: ("feedback", "chat")}
     check_data_format(FORMATS[name].build(options=FORMATS[name].options()), [given_row], record=FORMATS[name])
 
 
@@ -163,6 +163,6 @@ def test_conversations_before_the_labelled_turn_are_prompt():
     ],
 )
 def test_bad_rows(code, field, name, bad):
-    found = problem(name, bad)
+    found = problem(name, bad, "feedback")
     assert (found.code, found.field) == (code, field)
     assert "secret" not in str(found)

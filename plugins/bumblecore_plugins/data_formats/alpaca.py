@@ -1,50 +1,63 @@
-"""Single tasks with an optional history: `instruction`, `input`, `output`, `system`, `history`."""
+"""Single tasks with an optional history: `instruction`, `input`, `output`, `system`, `tools`, `history`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from bumblecore_core import ChatSample, FeedbackSample, Message, PreferenceSample, RowError
-from bumblecore_plugins.data_formats import AlpacaOptions
-from bumblecore_plugins.data_formats.fields import boolean, need, need_list, optional_text, text
+from bumblecore_core import Message, RowError
+from bumblecore_core.values import SampleKind
+from bumblecore_plugins.data_formats.chat_format import ChatFormat, Fields, Kinds, Row
+from bumblecore_plugins.data_formats.fields import (
+    MISSING,
+    is_filled,
+    is_given,
+    lookup,
+    need,
+    need_list,
+    optional_text,
+    text,
+)
+from bumblecore_plugins.data_formats.json_text import json_list
+from bumblecore_plugins.data_formats.notes import RowNotes
 
 
-class AlpacaFormat:
-    """Rows with `chosen` and `rejected` → `PreferenceSample`, with a label → `FeedbackSample`, else → `ChatSample`."""
+class AlpacaFormat(ChatFormat):
+    """Rows with `output` are chats, and feedback with a label; rows with `chosen` and `rejected` are preferences."""
 
-    def __init__(self, options: AlpacaOptions) -> None:
-        self.names = options
+    def kinds(self, row: Row) -> Kinds:
+        """See `ChatFormat`."""
+        if lookup(row, self.names.instruction) is MISSING:
+            return ()
+        kinds: list[SampleKind] = ["preference"] if self.is_pair(row) else []
+        if is_given(row, self.names.output):
+            kinds += ["feedback", "chat"] if self.has_label(row) else ["chat"]
+        elif not kinds and lookup(row, self.names.output) is not MISSING:
+            kinds = ["chat"]
+        return tuple(kinds)
 
-    def convert(self, *, row: Mapping[str, Any]) -> ChatSample | PreferenceSample | FeedbackSample:
-        """System message, history, then instruction and input joined by a line end. Raises `RowError` BC007, BC011."""
-        names = self.names
+    def fields(self, kind: SampleKind, row: Row, notes: RowNotes) -> Fields:
+        """System message, history, then instruction and input joined by a line end."""
         prompt = self._prompt(row)
-        if row.get(names.chosen) is not None and row.get(names.rejected) is not None:
-            return PreferenceSample(
-                prompt=prompt,
-                chosen=(_assistant(text(row[names.chosen], names.chosen)),),
-                rejected=(_assistant(text(row[names.rejected], names.rejected)),),
-            )
-        reply = _assistant(text(need(row, names.output), names.output))
-        if row.get(names.label) is not None:
-            return FeedbackSample(prompt=prompt, completion=(reply,), label=boolean(row[names.label], names.label))
-        return ChatSample(messages=(*prompt, reply))
+        if kind == "preference":
+            return {"prompt": prompt, **{side: (self._reply(row, side),) for side in ("chosen", "rejected")}}
+        reply = self._reply(row, "output")
+        if kind == "feedback":
+            return {"prompt": prompt, "completion": (reply,), "label": self.label(row)}
+        return {"messages": (*prompt, reply)}
 
-    def _prompt(self, row: Mapping[str, Any]) -> tuple[Message, ...]:
+    def _prompt(self, row: Row) -> tuple[Message, ...]:
         names = self.names
-        messages: list[Message] = []
-        system = optional_text(row, names.system)
-        if system:
-            messages.append({"role": "system", "content": system})
-        history = row.get(names.history)
-        if history is not None:
-            for index, pair in enumerate(need_list(history, names.history)):
+        messages: list[Message] = [turn.message for turn in self.with_system(row, ())]
+        if is_filled(row, names.history):
+            for index, pair in enumerate(json_list(lookup(row, names.history), names.history)):
                 messages.extend(_pair(pair, f"{names.history}[{index}]"))
         instruction = text(need(row, names.instruction), names.instruction)
-        extra = optional_text(row, names.input)
-        parts = [part for part in (instruction, extra) if part]
+        parts = [part for part in (instruction, optional_text(row, names.input)) if part]
         return (*messages, {"role": "user", "content": "\n".join(parts)})
+
+    def _reply(self, row: Row, option: str) -> Message:
+        field = self.field(row, option)
+        return _assistant(text(need(row, field), field))
 
 
 def _pair(pair: Any, path: str) -> tuple[Message, Message]:

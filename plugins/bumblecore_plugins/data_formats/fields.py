@@ -8,11 +8,57 @@ from typing import Any
 from bumblecore_core import RowError
 
 MOST_KEYS = 12
+DEEPEST = 32
+MISSING = object()
+OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
+    "tools": ("functions",),
+    "chosen": ("chosen_messages",),
+    "rejected": ("rejected_messages",),
+    "label": ("kto_tag",),
+    "kto_tag": ("label",),
+}
+"""Names that other tools give to the field of a default name."""
+
+
+def lookup(row: Mapping[str, Any], name: str) -> Any:
+    """The value of a field, where a dotted `name` leads into nested objects; `MISSING` where it is not there."""
+    value = row.get(name, MISSING)
+    if value is not MISSING or "." not in name:
+        return value
+    head, _, rest = name.partition(".")
+    inner = row.get(head)
+    return lookup(inner, rest) if isinstance(inner, Mapping) else MISSING
+
+
+def is_given(row: Mapping[str, Any], name: str) -> bool:
+    """Whether a field is there and neither null nor an object that only holds nulls, as Arrow pads with."""
+    value = lookup(row, name)
+    return value is not MISSING and not is_null(value)
+
+
+def is_filled(row: Mapping[str, Any], name: str) -> bool:
+    """Whether an optional field is given: an empty text, such as a cell of a CSV file, is not."""
+    return is_given(row, name) and lookup(row, name) != ""
+
+
+def is_null(value: Any, levels: int = DEEPEST) -> bool:
+    """Whether `value` is null or an object whose members all are, within this many levels."""
+    if not isinstance(value, dict):
+        return value is None
+    return bool(value) and levels > 0 and all(is_null(member, levels - 1) for member in value.values())
+
+
+def field_name(row: Mapping[str, Any], name: str) -> str:
+    """`name`, or where the row does not have it the other name of the same field that it has."""
+    if is_filled(row, name):
+        return name
+    return next((other for other in OTHER_NAMES.get(name, ()) if is_filled(row, other)), name)
 
 
 def need(row: Mapping[str, Any], name: str, path: str = "") -> Any:
     """The value of a field that must be there. Raises BC007 with the keys found."""
-    if name not in row:
+    value = lookup(row, name)
+    if value is MISSING:
         found = ", ".join(str(key)[:40] for key in list(row)[:MOST_KEYS]) or "none"
         raise RowError(
             code="BC007",
@@ -20,7 +66,7 @@ def need(row: Mapping[str, Any], name: str, path: str = "") -> Any:
             problem=f"the field is missing; keys found: {found}",
             fix="Add it, or name the field that holds it in the options of data.format",
         )
-    return row[name]
+    return value
 
 
 def text(value: Any, path: str) -> str:
@@ -32,8 +78,7 @@ def text(value: Any, path: str) -> str:
 
 def optional_text(row: Mapping[str, Any], name: str, path: str = "") -> str:
     """The text of a field that may be missing or null: then empty."""
-    value = row.get(name)
-    return "" if value is None else text(value, join(path, name))
+    return text(lookup(row, name), join(path, name)) if is_given(row, name) else ""
 
 
 def boolean(value: Any, path: str) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from bumblecore_core import TextSample
-from bumblecore_plugins.data_formats import TextOptions
 from bumblecore_plugins.data_formats.fields import need, text
+from bumblecore_plugins.data_formats.options import TextOptions
 
 
 class TextFormat:

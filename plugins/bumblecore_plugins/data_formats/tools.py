@@ -7,56 +7,38 @@ from collections.abc import Mapping
 from typing import Any
 
 from bumblecore_core import RowError
-from bumblecore_plugins.data_formats.fields import type_name
+from bumblecore_plugins.data_formats.fields import is_null, type_name
+from bumblecore_plugins.data_formats.json_text import parse_json
+from bumblecore_plugins.data_formats.notes import RowNotes
+from bumblecore_plugins.data_formats.padding import holds_padding, without_nulls
+
+CALL_KEYS = frozenset({"type", "id", "function", "index"})
+FUNCTION_KEYS = frozenset({"name", "arguments"})
 
 
-def tool_definitions(value: Any, path: str) -> tuple[dict[str, Any], ...] | None:
-    """A row's tools, given as a list or as JSON, as `{"type": "function", "function": {…}}`; None where there are none.
+def tool_definitions(value: Any, path: str, notes: RowNotes) -> tuple[dict[str, Any], ...] | None:
+    """A row's tools, given as a list or as JSON, as `{"type": "function", "function": {…}}`. None where there are none,
+    for which rows also hold an empty text, `null` as text, `{}` or `[{}]`.
 
     Raises `RowError` BC019 with the index of a definition that is malformed.
     """
-    if value is None or value == "":
-        return None
     items = _parsed(value, path)
+    if is_null(items):
+        return None
     if isinstance(items, dict):
         items = [items]
     if not isinstance(items, list):
         raise malformed(path, f"tools are {type_name(items)}, not a list of definitions")
-    return tuple(_definition(item, f"{path}[{index}]") for index, item in enumerate(items)) or None
+    given = [(f"{path}[{index}]", item) for index, item in enumerate(items) if item != {} and not is_null(item)]
+    return tuple(_definition(item, where, notes) for where, item in given) or None
 
 
-def tool_call(value: Any, path: str) -> dict[str, Any]:
-    """A call `{"name": …, "arguments": …}`, bare or below `function`, as a template reads it: arguments as an object.
-
-    Raises `RowError` BC019 at `path`, which holds the call's index.
-    """
-    call = value
-    if not isinstance(call, Mapping):
-        raise malformed(path, f"the call is {type_name(call)}, not an object")
-    inner = call.get("function")
-    function = inner if isinstance(inner, Mapping) else call
-    name = function.get("name")
-    if not isinstance(name, str) or not name:
-        raise malformed(path, "the call names no function")
-    if "arguments" not in function:
-        raise malformed(path, "the call has no arguments (an empty object is written {})")
-    result: dict[str, Any] = {
-        "type": "function",
-        "function": {"name": name, "arguments": _arguments(function["arguments"], f"{path}.arguments")},
-    }
-    if call.get("id") is not None:
-        result["id"] = call["id"]
-    return result
-
-
-def parsed_calls(value: str, path: str) -> list[dict[str, Any]]:
-    """The calls of a `function_call` turn: the JSON of one call or of a list of them. Raises `RowError` BC019."""
+def tool_calls(value: Any, path: str, notes: RowNotes) -> list[dict[str, Any]]:
+    """The calls of a message: one of them or a list, as objects or as JSON. Raises `RowError` BC019."""
     parsed = _parsed(value, path)
-    if not isinstance(parsed, list):
-        return [tool_call(parsed, path)]
-    if not parsed:
-        raise malformed(path, "the list of calls is empty")
-    return [tool_call(call, f"{path}[{index}]") for index, call in enumerate(parsed)]
+    if isinstance(parsed, list):
+        return [_call(call, f"{path}[{index}]", notes) for index, call in enumerate(parsed)]
+    return [] if is_null(parsed) else [_call(parsed, path, notes)]
 
 
 def malformed(path: str, problem: str) -> RowError:
@@ -65,45 +47,77 @@ def malformed(path: str, problem: str) -> RowError:
     return RowError(code="BC019", field=path, problem=problem, fix=fix)
 
 
-def _arguments(value: Any, path: str) -> dict[str, Any]:
-    if value is None or value == "":
-        return {}
+def _call(value: Any, path: str, notes: RowNotes) -> dict[str, Any]:
+    """A call `{"name": …, "arguments": …}`, bare or below `function`, as a template reads it: arguments as an object,
+    or as text where they are not JSON."""
+    if not isinstance(value, Mapping):
+        raise malformed(path, f"the call is {type_name(value)}, not an object")
+    inner = value.get("function")
+    function = inner if isinstance(inner, Mapping) and not is_null(inner) else value
+    name = function.get("name")
+    if not isinstance(name, str) or not name:
+        raise malformed(path, "the call names no function")
+    if "arguments" not in function:
+        raise malformed(path, "the call has no arguments (an empty object is written {})")
+    arguments = _arguments(function["arguments"], f"{path}.arguments", notes)
+    call: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    if value.get("id") is not None:
+        call["id"] = _identifier(value["id"], f"{path}.id")
+    if function is value:
+        notes.account(value, CALL_KEYS | FUNCTION_KEYS, "tool call", path)
+    else:
+        notes.account(value, CALL_KEYS, "tool call", path)
+        notes.account(function, FUNCTION_KEYS, "tool call", path)
+    return call
+
+
+def _arguments(value: Any, path: str, notes: RowNotes) -> dict[str, Any] | str:
+    if isinstance(value, str) and value.strip() not in ("", "null") and value.lstrip()[0] not in "{[":
+        return value  # code, which some tools are passed
     parsed = _parsed(value, path)
+    if parsed is None:
+        return {}
     if not isinstance(parsed, dict):
         raise malformed(path, f"the arguments are {type_name(parsed)}, not an object")
-    return parsed
+    arguments: dict[str, Any] = without_nulls(parsed) if parsed is value and notes.padded else parsed
+    return arguments
 
 
-def _definition(value: Any, path: str) -> dict[str, Any]:
-    if isinstance(value, str):
-        value = _parsed(value, path)
-    if not isinstance(value, dict):
-        raise malformed(path, f"the definition is {type_name(value)}, not an object")
-    if "function" in value:
-        if not isinstance(value["function"], dict):
-            raise malformed(path, f"the definition's function is {type_name(value['function'])}, not an object")
-        inner = value["function"]
-    elif "name" in value:
+def _definition(value: Any, path: str, notes: RowNotes) -> dict[str, Any]:
+    definition: dict[str, Any] = _parsed(value, path)
+    if not isinstance(definition, dict):
+        raise malformed(path, f"the definition is {type_name(definition)}, not an object")
+    if definition is value and notes.padded and holds_padding(definition):
+        definition = without_nulls(definition)
+    if "function" in definition:
+        if not isinstance(definition["function"], dict):
+            raise malformed(path, f"the definition's function is {type_name(definition['function'])}, not an object")
+        inner = definition["function"]
+    elif "name" in definition:
         # the bare form: templates look for the name below `function`
-        inner = value
-        value = {"type": "function", "function": inner}
+        inner = definition
+        definition = {"type": "function", "function": inner}
     else:
-        return value  # a tool of another sort than a function, such as a built-in one
+        return definition  # a tool of another sort than a function, such as a built-in one
     if not isinstance(inner.get("name"), str):
         raise malformed(path, "the definition names no function")
-    return value
+    return definition
+
+
+def _identifier(value: Any, path: str) -> str:
+    if isinstance(value, str) or type(value) is int:
+        return str(value)
+    raise malformed(path, f"the call's id is {type_name(value)}, not text")
 
 
 def _parsed(value: Any, path: str) -> Any:
-    """`value`, parsed where it is text."""
+    """`value`, parsed where it is text; an empty text is null."""
     if not isinstance(value, str):
         return value
+    if not value.strip():
+        return None
     try:
-        return json.loads(value, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        return parse_json(value, path)
+    except ValueError as error:
         at = f" at line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         raise malformed(path, f"not valid JSON{at}") from None
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")

@@ -1,20 +1,42 @@
-"""The order that a conversation's roles must have, for every chat format alike."""
+"""The order that a conversation's roles must have, for every chat format alike, and what is merged before."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from bumblecore_core import Message, RowError
 
 ROLES = ("system", "user", "assistant", "tool")
-_AFTER = {
+MUST_AGREE = ("role", "weight", "name")
+"""The keys in which merged messages agree."""
+_AFTER: Mapping[str, tuple[str, ...]] = {
     "start": ("user",),
     "system": ("user",),
     "user": ("assistant",),
-    "assistant": ("user",),
+    "assistant": ("user", "tool"),
     "calling": ("tool",),
     "tool": ("tool", "assistant"),
 }
+
+
+class Turn(NamedTuple):
+    """A message, and where in the row it came from."""
+
+    message: Message
+    path: str
+
+    @property
+    def role(self) -> str:
+        """Who speaks."""
+        return str(self.message["role"])
+
+
+class Order(NamedTuple):
+    """What a conversation may look like: the options of the same names."""
+
+    merge_consecutive: bool = False
+    assistant_first: bool = False
 
 
 def unknown_role(role: str, path: str, allowed: Sequence[str]) -> RowError:
@@ -23,7 +45,7 @@ def unknown_role(role: str, path: str, allowed: Sequence[str]) -> RowError:
         code="BC012",
         field=path,
         problem=f"the role{keyword(role)} is not known; allowed: {', '.join(allowed)}",
-        fix="Rename the role",
+        fix="Rename the role, or name it in the option roles of data.format",
     )
 
 
@@ -32,14 +54,33 @@ def keyword(word: str) -> str:
     return f" '{word}'" if len(word) <= 20 and word.replace("_", "").isalnum() else ""
 
 
-def check_order(messages: Sequence[Message], paths: Sequence[str], *, start: str = "start") -> None:
+def merged(turns: Sequence[Turn], order: Order) -> list[Turn]:
+    """`turns` with calls that have a turn of their own in the assistant's message before them; with
+    `merge_consecutive`, further turns of one role are joined by a blank line. Messages that differ in weight or name
+    stay apart."""
+    result: list[Turn] = []
+    for turn in turns:
+        before = result[-1] if result else None
+        if before is None or any(before.message.get(key) != turn.message.get(key) for key in MUST_AGREE):
+            result.append(turn)
+        elif _holds_only_calls(turn.message):
+            calls = [*before.message.get("tool_calls", []), *turn.message["tool_calls"]]
+            result[-1] = Turn({**before.message, "tool_calls": calls}, before.path)
+        elif order.merge_consecutive and turn.role != "tool" and "tool_calls" not in before.message:
+            result[-1] = Turn(_joined(before.message, turn.message), before.path)
+        else:
+            result.append(turn)
+    return result
+
+
+def check_order(turns: Sequence[Turn], order: Order, *, start: str = "start") -> None:
     """Checks that roles alternate: an optional system message, then user and assistant in turn, with `tool` messages
-    after an assistant's tool calls. `paths[i]`: where message i came from; `start`: the state to begin in.
+    after the assistant's. `start`: the state to begin in.
 
     Raises `RowError` BC016 for a system message that is not first, BC013 for any other disorder.
     """
     state = start
-    for index, (message, path) in enumerate(zip(messages, paths, strict=True)):
+    for index, (message, path) in enumerate(turns):
         role = message["role"]
         if role == "system":
             if index > 0 or start != "start":
@@ -49,21 +90,17 @@ def check_order(messages: Sequence[Message], paths: Sequence[str], *, start: str
                     problem=f"the system message is at turn {index}, not first",
                     fix="Move it to the start of the conversation",
                 )
-        elif role not in _AFTER[state]:
-            before = f"after {'a tool call' if state == 'calling' else state}" if index else "at the start"
-            raise RowError(
-                code="BC013",
-                field=path,
-                problem=f"turn {index} is {role} where {' or '.join(_AFTER[state])} is expected {before}",
-                fix="Merge turns of one speaker, or add the one that is missing",
-            )
+        elif role not in _AFTER[state] and not (
+            order.assistant_first and state in ("start", "system") and role == "assistant"
+        ):
+            raise _disorder(index, role, state, path)
         state = "calling" if message.get("tool_calls") else role
 
 
-def check_ends_with_reply(messages: Sequence[Message], path: str) -> None:
+def check_ends_with_reply(turns: Sequence[Turn], path: str) -> None:
     """Raises `RowError` BC014 unless the last message is the assistant's."""
-    if not messages or messages[-1]["role"] != "assistant":
-        last = f"with a {messages[-1]['role']} turn" if messages else "before it begins"
+    if not turns or turns[-1].role != "assistant":
+        last = f"with a {turns[-1].role} turn" if turns else "before it begins"
         raise RowError(
             code="BC014",
             field=path,
@@ -72,19 +109,47 @@ def check_ends_with_reply(messages: Sequence[Message], path: str) -> None:
         )
 
 
-def check_ends_with_request(messages: Sequence[Message], path: str) -> None:
-    """Raises `RowError` BC013 unless a preference's prompt ends with a turn that the assistant answers."""
-    if not messages or messages[-1]["role"] not in ("user", "tool"):
-        last = f"with a {messages[-1]['role']} turn" if messages else "before it begins"
+def check_ends_with_request(turns: Sequence[Turn], path: str) -> None:
+    """Raises `RowError` BC013 unless a prompt ends with a turn that the assistant answers."""
+    if not turns or turns[-1].role not in ("user", "tool"):
+        last = f"with a {turns[-1].role} turn" if turns else "before it begins"
         raise RowError(
             code="BC013",
             field=path,
-            problem=f"the prompt ends {last} (turn {len(messages) - 1}) where the assistant must be asked",
+            problem=f"the prompt ends {last} (turn {len(turns) - 1}) where the assistant must be asked",
             fix="End it with a user or tool turn",
         )
 
 
-def check_reply(messages: Sequence[Message], paths: Sequence[str], path: str) -> None:
-    """Checks the completion of a preference: the assistant's turn first and last. Raises BC013, BC014, BC016."""
-    check_order(messages, paths, start="user")
-    check_ends_with_reply(messages, path)
+def check_reply(turns: Sequence[Turn], order: Order, path: str) -> None:
+    """Checks a completion: the assistant's turn first and last. Raises BC013, BC014, BC016."""
+    check_order(turns, order, start="user")
+    check_ends_with_reply(turns, path)
+
+
+def _holds_only_calls(message: Message) -> bool:
+    return bool(message.get("tool_calls")) and not message["content"] and not message.get("reasoning_content")
+
+
+def _joined(one: Message, other: Message) -> Message:
+    joined = {**one, **other}
+    for key in ("content", "reasoning_content"):
+        texts = [message[key] for message in (one, other) if message.get(key)]
+        if texts or key == "content":
+            joined[key] = "\n\n".join(texts)
+    return joined
+
+
+def _disorder(index: int, role: str, state: str, path: str) -> RowError:
+    before = f"after {'a tool call' if state == 'calling' else state}" if index else "at the start"
+    fix = "Add the turn that is missing"
+    if role == state:
+        fix += ", or set merge_consecutive: true in the options of data.format to join turns of one role"
+    elif role == "assistant" and state in ("start", "system"):
+        fix += ", or set assistant_first: true in the options of data.format"
+    return RowError(
+        code="BC013",
+        field=path,
+        problem=f"turn {index} is {role} where {' or '.join(_AFTER[state])} is expected {before}",
+        fix=fix,
+    )
