@@ -1,7 +1,10 @@
 """FLOPs against what torch counts while it computes, the peak, and the memory."""
 
 import re
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from tiny_models import FAMILIES, make_batch, make_model
 
 LENGTHS = (9, 4, 14)
 PRODUCTS = ("mm", "addmm")
+STATUS = Path("/proc/self/status")
 
 
 def torch_counts(model, batch, positions):
@@ -33,9 +37,8 @@ def test_products_are_those_that_torch_counts(family):
     model = make_model(family, attention="eager")
     batch, positions = make_batch(LENGTHS), torch.tensor([1, 5, 11, 20])
     batch.count = len(positions)
-    flops = speed.count_flops(model)
-    products = flops.per_token * batch.tokens + flops.per_head_position * batch.scored
-    assert products == torch_counts(model, batch, positions)
+    products = replace(speed.count_flops(model), attention=())
+    assert products.of(batch) == torch_counts(model, batch, positions)
 
 
 def test_frozen_weights_cost_no_weight_gradient():
@@ -43,9 +46,8 @@ def test_frozen_weights_cost_no_weight_gradient():
     batch.count = len(positions)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("mlp" in name or "norm" in name)
-    flops = speed.count_flops(model)
-    products = flops.per_token * batch.tokens + flops.per_head_position * batch.scored
-    assert products == torch_counts(model, batch, positions)
+    products = replace(speed.count_flops(model), attention=())
+    assert products.of(batch) == torch_counts(model, batch, positions)
 
 
 @pytest.mark.parametrize(("length", "window"), [(1, None), (7, None), (7, 3), (3, 3), (2, 5), (12, 1)])
@@ -78,20 +80,66 @@ def test_a_mixture_counts_the_experts_that_a_token_meets():
     assert many - few == routers
 
 
-def test_the_measured_peak_is_a_rate_and_draws_no_random_numbers():
+def test_the_measured_peak_draws_no_random_numbers():
     before = torch.get_rng_state()
-    found = speed.measured_peak(torch.device("cpu"), torch.float32)
-    assert 1e8 < found < 1e15
+    assert speed.measured_peak(torch.device("cpu"), torch.float32) > 0
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_peak_memory_grows_with_what_is_held():
-    before = speed.peak_memory(torch.device("cpu"))
-    held = torch.ones(60_000_000)
-    after = speed.peak_memory(torch.device("cpu"))
-    assert held.numel() * 4 * 0.5 < after - before + 200e6
-    assert after >= before > 50e6
-    status = Path("/proc/self/status")
-    if status.exists():
-        kilobytes = re.search(r"VmRSS:\s+(\d+)", status.read_text())[1]
-        assert after >= int(kilobytes) * 1024
+@pytest.mark.parametrize(
+    ("limit", "best"), [(10.0, 0.25), (0.75, 0.25), (0.5, 0.25), (0.3, 0.5)], ids=lambda value: str(value)
+)
+def test_the_measured_peak_is_that_of_the_fastest_product_within_the_time_limit(monkeypatch, limit, best):
+    seconds = (0.5, 0.25, 1.0)
+    readings = [0.0]  # the start of the measurement; then the start and end of each product, and the time limit's check
+    for end, length in zip(accumulate(seconds), seconds, strict=True):
+        readings += [end - length, end, end]
+    clock = iter(readings)
+    monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(speed, "PROBE_SIZE", {"cpu": 8, "cuda": 8})
+    monkeypatch.setattr(speed, "PROBE_SECONDS", limit)
+    monkeypatch.setattr(speed, "PROBE_REPEATS", len(seconds))
+    assert speed.measured_peak(torch.device("cpu"), torch.float32) == 2 * 8**3 / best
+
+
+@pytest.mark.parametrize(
+    ("stated", "peak", "words"),
+    [
+        (100.0, 2.5e14, "250 TFLOP/s on 2 devices, as stated"),
+        (None, 7.5e12, "7.5 TFLOP/s on 2 devices, measured by a matrix product"),
+    ],
+)
+def test_the_peak_is_the_sum_over_all_devices(monkeypatch, stated, peak, words):
+    monkeypatch.setattr(speed, "measured_peak", lambda device, dtype: 3e12)
+    engine = SimpleNamespace(
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        world_size=2,
+        sum_over_ranks=lambda values: [2.5 * value for value in values],  # the other device is half as fast again
+    )
+    model = make_model("qwen3")
+    found = speed.speed_of(engine, model, stated)
+    assert (found.peak, found.words) == (peak, words)
+    assert found.flops == speed.count_flops(model)
+
+
+def test_the_peak_memory_of_a_gpu_is_the_allocators_highest(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 9_000)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 7_000)
+    assert speed.peak_memory(torch.device("cuda")) == 9_000.0
+
+
+@pytest.mark.parametrize(
+    ("status", "peak"),
+    [("VmPeak:\t 90 kB\nVmHWM:\t      70 kB\nVmRSS:\t      60 kB\n", 70 * 1024), ("Name:\tpython\n", 0)],
+    ids=["stated", "not stated"],
+)
+def test_the_peak_memory_of_a_process_is_its_highest_resident_size(monkeypatch, status, peak):
+    monkeypatch.setattr(speed, "Path", lambda path: SimpleNamespace(read_text=lambda: status))
+    assert speed.peak_memory(torch.device("cpu")) == peak
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="the system has no /proc")
+def test_the_peak_memory_is_at_least_what_the_process_holds_now():
+    kilobytes = int(re.search(r"VmRSS:\s+(\d+)", STATUS.read_text())[1])
+    assert speed.peak_memory(torch.device("cpu")) >= kilobytes * 1024 - 2**20  # the kernel counts pages in batches
