@@ -62,17 +62,38 @@ class Falling(lr_scheduler.LRScheduler):
         return [base if self.last_epoch < self.total else -base for base in self.base_lrs]
 
 
+class OwnRates(lr_scheduler.LambdaLR):
+    """Rates of its own in place of those of the functions."""
+
+    def get_lr(self):
+        return [-base if self.last_epoch == 3 else base for base in self.base_lrs]
+
+
+class OwnSteps(lr_scheduler.LambdaLR):
+    """Rates that depend on the steps before."""
+
+    def step(self, epoch=None):
+        super().step(epoch)
+        if self.last_epoch == 3:
+            self.optimizer.param_groups[0]["lr"] = -1.0
+
+
 @pytest.mark.parametrize(
     ("chosen", "total", "words"),
     [
         (by_lambda(lambda step, total: 1 / (total - step)), 4, "raised ZeroDivisionError: division by zero for the"),
         (by_lambda(lambda step, total: 1 / (total - step)), LONG, "after the last step of 100,000,000"),
         (by_lambda(lambda step, total: math.nan if step == 2 else 1.0), 4, "a learning rate of nan in step 3 of 4"),
+        (by_lambda(lambda step, total: math.inf if step == 1 else 1.0), 4, "a learning rate of inf in step 2 of 4"),
         (by_lambda(lambda step, total: 1.0 - step), 4, "a learning rate of -0.001 in step 3 of 4"),
         (by_lambda(lambda step, total: -1.0 if step > total // 2 else 1.0), LONG, "a learning rate of -0.001"),
+        (by_lambda(lambda step, total: -1.0 if 0.4 < step / total < 0.6 else 1.0), LONG, "-0.001 in step 40,"),
         (by_lambda(lambda step, total: "x" if step else 1.0), 4, "raised TypeError"),
         (by_class(lambda o, n: Raising(o)), 9, "raised KeyError: 'gone' for the learning rate in step 4 of 9"),
         (by_class(lambda o, n: Raising(o)), 3, "after the last step of 3"),
+        (by_class(lambda o, n: OwnRates(o, lambda step: 1.0)), 9, "a learning rate of -0.001 in step 4 of 9"),
+        (by_class(lambda o, n: OwnSteps(o, lambda step: 1.0)), 9, "a learning rate of -1 in step 4 of 9"),
+        (by_class(lambda o, n: lr_scheduler.LambdaLR(o, [lambda step: 1.0, lambda step: -1.0])), 9, "-0.002 in step 1"),
         (by_class(lambda o, n: lr_scheduler.OneCycleLR(o, 1e-3, total_steps=n - 1)), 9, "after the last step of 9"),
         (by_class(lambda o, n: Falling(o, n)), LONG, "-0.001 after the last step"),
     ],
@@ -94,9 +115,10 @@ def test_schedules_of_torch_pass_at_any_length():
         lambda o, n: lr_scheduler.SequentialLR(
             o, [lr_scheduler.LinearLR(o, 0.1, total_iters=1), lr_scheduler.ExponentialLR(o, 0.9)], [1]
         ),
-        lr_scheduler.ReduceLROnPlateau,
+        lambda o, n: lr_scheduler.ReduceLROnPlateau(o),
     ):
         for total in (1, 2, 50):
+            make(optimizer(), total)  # a schedule that cannot be built is not checked
             assert check_schedule(by_class(make), optimizer(), total) == ()
 
 
@@ -110,6 +132,7 @@ def test_built_in_schedules_pass_at_any_length_and_with_any_warm_up(name):
             if name == "warmup_stable_decay":
                 given["decay_ratio"] = 0.0 if share == 1.0 or total < 3 else 0.2
             chosen = Selected(record, record.options(**given))
+            record.build(options=chosen.options, optimizer=optimizer(), total_steps=total)
             warned = check_schedule(chosen, optimizer(), total)
             assert bool(warned) == (total == 1 and bool(share)), (total, share)
 
@@ -150,6 +173,13 @@ def test_the_runs_own_optimizer_and_schedule_stay_as_they_were():
     assert groups == [{key: value for key, value in group.items() if key != "params"} for group in own.param_groups]
     assert len(calls) > count
     assert not own.state
+
+
+def test_a_learning_rate_that_is_a_tensor_is_not_that_of_the_copy():
+    """torch's schedules write into such a rate, a warm-up a rate of 0."""
+    own = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=torch.tensor(0.5))
+    assert check_schedule(Selected(RECORDS["linear"], RECORDS["linear"].options(warmup_steps=2)), own, 9) == ()
+    assert own.param_groups[0]["lr"].item() == 0.5
 
 
 def test_a_build_that_the_copy_does_not_suit_is_left_to_the_run():

@@ -21,21 +21,36 @@ CASES = [
     ("cosine", {"warmup_ratio": 0.03}, 2, {}),
     ("cosine", {"warmup_steps": 3, "num_cycles": 1.5}, 3, {"num_cycles": 1.5}),
     ("cosine_with_restarts", {"warmup_steps": 3, "num_cycles": 3}, 3, {"num_cycles": 3}),
+    ("cosine_with_restarts", {"warmup_steps": 3}, 3, {}),
+    ("polynomial", {"warmup_steps": 2}, 2, {}),
     ("polynomial", {"warmup_steps": 2, "power": 2.0, "lr_end": 1e-5}, 2, {"power": 2.0, "lr_end": 1e-5}),
     ("constant", {}, None, {}),
     ("constant_with_warmup", {"warmup_ratio": 0.5}, 19, {}),
+    ("constant_with_warmup", {"warmup_steps": TOTAL}, TOTAL, {}),
+    ("inverse_sqrt", {}, 0, {}),
     ("inverse_sqrt", {"warmup_steps": 5}, 5, {}),
     ("inverse_sqrt", {"timescale": 9}, 0, {"timescale": 9}),
     ("cosine_with_min_lr", {"warmup_steps": 4}, 4, {"min_lr_rate": 0.1}),
     ("cosine_with_min_lr", {"min_lr": 1e-5}, 0, {"min_lr": 1e-5}),
+    ("cosine_with_min_lr", {"min_lr": LR / 2}, 0, {"min_lr": LR / 2}),  # the rate of the second group
     ("cosine_with_min_lr", {"min_lr_rate": 0.3}, 0, {"min_lr_rate": 0.3}),
+    ("cosine_with_min_lr", {"min_lr_rate": 0.0}, 0, {"min_lr_rate": 0.0}),
     ("warmup_stable_decay", {"warmup_steps": 4}, 4, {"num_decay_steps": 4}),
+    ("warmup_stable_decay", {"decay_ratio": 0.0}, 0, {"num_decay_steps": 0}),
+    ("warmup_stable_decay", {"num_decay_steps": 0}, 0, {"num_decay_steps": 0}),
+    ("warmup_stable_decay", {"warmup_steps": 30, "num_decay_steps": 7}, 30, {"num_decay_steps": 7}),  # nothing between
     ("warmup_stable_decay", {"decay_ratio": 0.5, "min_lr_ratio": 0.1}, 0, {"num_decay_steps": 19, "min_lr_ratio": 0.1}),
     (
         "warmup_stable_decay",
         {"num_decay_steps": 11, "decay_type": "1-sqrt", "warmup_type": "cosine", "warmup_steps": 5},
         5,
         {"num_decay_steps": 11, "decay_type": "1-sqrt", "warmup_type": "cosine"},
+    ),
+    (
+        "warmup_stable_decay",
+        {"num_decay_steps": 9, "num_cycles": 1.5},
+        0,
+        {"num_decay_steps": 9, "num_cycles": 1.5},
     ),
 ]
 
@@ -67,9 +82,19 @@ def test_every_step_has_the_rate_of_get_scheduler(name, options, warmup, extra):
     assert rates(ours, scheduler, TOTAL + 1) == rates(theirs, reference, TOTAL + 1)
 
 
-def test_plateau_follows_the_losses_as_get_scheduler_does():
-    losses = [3.0, 2.0, 2.0, 2.1, 1.9, 1.9, 1.9, 1.9, 1.9, 1.0]
-    options = {"factor": 0.5, "patience": 1, "threshold": 1e-3, "cooldown": 1, "min_lr": 1e-5}
+def test_a_polynomial_schedule_that_only_warms_up_has_the_rates_of_its_warm_up():
+    ours, theirs = optimizer_of_two_groups(), optimizer_of_two_groups()
+    options = RECORDS["polynomial"].options(warmup_ratio=1.0)
+    scheduler = RECORDS["polynomial"].build(options=options, optimizer=ours, total_steps=TOTAL)
+    reference = get_scheduler("constant_with_warmup", theirs, TOTAL, TOTAL)
+    assert rates(ours, scheduler, TOTAL + 1) == rates(theirs, reference, TOTAL + 1)
+
+
+@pytest.mark.parametrize(
+    "options", [{"factor": 0.5, "patience": 1, "threshold": 1e-3, "cooldown": 1, "min_lr": 1e-5}, {}], ids=str
+)
+def test_plateau_follows_the_losses_as_get_scheduler_does(options):
+    losses = [3.0, 2.0, 2.0, 2.1, 1.9, 1.9, 1.9, 1.9, 1.9, 1.0, *[1.0] * 30]
     record = RECORDS["reduce_on_plateau"]
     assert record.needs_metric
     ours, theirs = optimizer_of_two_groups(), optimizer_of_two_groups()
@@ -152,6 +177,8 @@ def test_the_last_rate_is_absolute_for_an_optimizer_whose_rates_are_set_by_group
     """As in the example of `bumble_optimizers`: torch's default rate is not the run's."""
     groups = [{"params": [torch.nn.Parameter(torch.ones(2))], "lr": LR}]
     record, optimizer = RECORDS[name], torch.optim.SGD(groups)
-    assert optimizer.defaults["lr"] != LR
+    before = dict(optimizer.defaults)
+    assert before["lr"] != LR
     scheduler = record.build(options=record.options(**options), optimizer=optimizer, total_steps=TOTAL)
+    assert optimizer.defaults == before
     assert rates(optimizer, scheduler, TOTAL + 1)[-1] == [pytest.approx(1e-5)]
