@@ -1,5 +1,7 @@
 """Fused log-probabilities equal the naive ones: values and every gradient, for any gradient that comes back."""
 
+import math
+
 import pytest
 import torch
 
@@ -71,6 +73,17 @@ def test_bf16_is_as_close_to_the_truth_as_the_naive_way(chunk_tokens):
     assert (got - truth).abs().max() <= 1.5 * (naive - truth).abs().max()
     for ours, theirs, true in zip(got_grads, naive_grads, true_grads, strict=True):
         assert (ours - true).abs().max() <= 1.5 * (theirs - true).abs().max()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_in_float16_the_loss_scale_comes_before_the_logits_gradient(frozen):
+    """A probability of 1.5e-8 is 0 in float16; times a loss scale of 2^16 it is not."""
+    hidden = torch.ones(1, 1, dtype=torch.float16, requires_grad=True)
+    weight = torch.tensor([[0.0], [-18.0]], dtype=torch.float16, requires_grad=not frozen)
+    scale = torch.full((1,), 2.0**16)
+    found, (gradient, *_) = run(TokenLogprobs(), [hidden, weight, None], torch.tensor([0]), scale)
+    assert found.dtype == torch.float32
+    assert gradient.item() == pytest.approx(18 * 2.0**16 / (1 + math.exp(18)), rel=1e-3)
 
 
 def test_logits_without_a_head_and_no_positions():
