@@ -67,6 +67,25 @@ def test_attention_counts_pairs_layers_and_windows():
     assert {window for _, window in speed.count_flops(make_model("gemma2", attention="eager")).attention} == {None, 4}
 
 
+@pytest.mark.parametrize(
+    ("settings", "attention"),
+    [
+        ({"head_dim": 16}, [(64, None)] * 3),  # wider than the hidden size divided by the heads
+        ({"head_dim": None}, [(32, None)] * 3),
+        ({"sliding_window": 7}, [(32, 7)] * 3),
+        ({"sliding_window": 7, "use_sliding_window": False}, [(32, None)] * 3),
+        (
+            {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention", "conv"]},
+            [(32, 7), (32, None)],  # a layer without attention has no pairs
+        ),
+    ],
+    ids=str,
+)
+def test_layers_attend_with_the_heads_and_windows_of_the_config(settings, attention):
+    config = SimpleNamespace(num_attention_heads=4, hidden_size=32, num_hidden_layers=3, **settings)
+    assert speed._attention(config) == attention
+
+
 def test_a_mixture_counts_the_experts_that_a_token_meets():
     from transformers import MixtralConfig, MixtralForCausalLM
 
