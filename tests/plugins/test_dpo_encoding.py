@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 from bumblecore_core import Dropped, PreferenceSample, RowError, StageContext, TokenExample
 from bumblecore_plugins.stages import DpoOptions
 from bumblecore_plugins.stages.dpo import PreferenceStage
+from bumblecore_plugins.stages.pair_layout import named_side
 from workbench import make_tokenizer, sentence
 
 
@@ -76,6 +77,9 @@ def test_a_pair_is_cut_at_the_same_length_on_both_sides(tokenizer):
     assert cut.truncated
     assert len(cut.columns["chosen_ids"]) == limit < sizes["chosen"]
     assert np.array_equal(cut.columns["rejected_ids"], whole.columns["rejected_ids"])
+    (turned,) = encode(tokenizer, sample(given.rejected, given.chosen), max_length=limit)
+    assert turned.truncated
+    assert np.array_equal(turned.columns["rejected_ids"], cut.columns["chosen_ids"])
     shorter = sizes["rejected"] - 2
     (both,) = encode(tokenizer, given, max_length=shorter)
     assert len(both.columns["chosen_ids"]) == len(both.columns["rejected_ids"]) == shorter
@@ -91,13 +95,29 @@ def test_what_cannot_be_trained_is_left_out_with_its_reason(tokenizer):
     assert all(isinstance(entry, Dropped) for entry in found)
 
 
-def test_an_error_names_the_side(tokenizer):
-    bad = {"role": "assistant", "content": "a\0b"}
-    for chosen, rejected, field in (([reply("a")], [bad], "rejected[0]"), ([bad], [reply("a")], "chosen[0]")):
-        (found,) = encode(tokenizer, sample(chosen, rejected))
-        assert isinstance(found, RowError | TokenExample)
-        if isinstance(found, RowError):
-            assert found.problem.field.startswith(field)
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "field"),
+    [
+        (["a"], [""], "rejected[0].content"),
+        ([""], ["a"], "chosen[0].content"),
+        (["a", "by sea", ""], ["b"], "chosen[2].content"),
+    ],
+    ids=str,
+)
+def test_an_error_names_the_message_of_its_side(tokenizer, chosen, rejected, field):
+    sides = [[(reply, user)[at % 2](text) for at, text in enumerate(texts)] for texts in (chosen, rejected)]
+    stage = PreferenceStage(DpoOptions(), StageContext(tokenizer=tokenizer, max_length=200, strict=True))
+    (found,) = stage.encode(samples=[sample(*sides)])
+    assert isinstance(found, RowError)
+    assert (found.problem.code, found.problem.field) == ("BC015", field)
+
+
+def test_an_error_about_the_prompt_names_its_place_there():
+    def named(field):
+        return named_side(RowError(code="BC024", field=field, problem="x", fix="y"), "chosen", 2).problem.field
+
+    assert [named(f"messages[{at}].role") for at in (0, 1, 2)] == ["prompt[0].role", "prompt[1].role", "chosen[0].role"]
+    assert named("messages") == "messages"
 
 
 def test_the_preview_marks_both_completions(tokenizer):

@@ -10,13 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from templates import SHAPES, tokenizer_for
+from stage_examples import BY_NAME, RECORDS, arrays, build, chat, context
+from templates import tokenizer_for
 
 from bumblecore_core import (
-    ChatSample,
     Dropped,
     ModelError,
-    RowError,
     StageContext,
     StepOutput,
     TextSample,
@@ -24,31 +23,7 @@ from bumblecore_core import (
 )
 from bumblecore_core.toolkit.causal import CausalStage, causal_example, fit_spans
 from bumblecore_core.toolkit.packing import pack, ranges
-from bumblecore_plugins.stages import SftOptions, TextOptions, bumble_stages
-
-RECORDS = {record.name: record for record in bumble_stages()}
-BY_NAME = {shape.name: shape for shape in SHAPES}
-
-
-def context(shape="chatml", max_length=64, strict=False) -> StageContext:
-    return StageContext(tokenizer=tokenizer_for(BY_NAME[shape]), max_length=max_length, strict=strict)
-
-
-def build(name: str, ctx: StageContext, **options):
-    record = RECORDS[name]
-    return record.build(options=record.options(**options), context=ctx)
-
-
-def chat(*replies: str) -> ChatSample:
-    messages = []
-    for number, reply in enumerate(replies):
-        messages += [{"role": "user", "content": f"Q{number}"}, {"role": "assistant", "content": reply}]
-    return ChatSample(messages=tuple(messages))
-
-
-def arrays(example: TokenExample) -> dict[str, np.ndarray]:
-    return {name: np.asarray(values, dtype=np.int32) for name, values in example.columns.items()}
-
+from bumblecore_plugins.stages import SftOptions, TextOptions
 
 # Records
 
@@ -64,63 +39,6 @@ def test_records():
     assert (RECORDS["sft"].reads, RECORDS["sft"].model_from, RECORDS["sft"].smooth) == ("chat", "weights", True)
     for options in (TextOptions, SftOptions):
         assert all(field.description for field in options.model_fields.values())
-
-
-# Text
-
-
-def test_text_ends_in_eos_and_trains_all_but_its_first_token():
-    ctx = context()
-    (pieces,) = build("pretrain", ctx).encode(samples=[TextSample(text="The old lighthouse")])
-    (example,) = pieces
-    expected = [*ctx.tokenizer("The old lighthouse").input_ids, ctx.tokenizer.eos_token_id]
-    assert list(example.columns["input_ids"]) == expected
-    assert (example.length, example.count) == (len(expected), len(expected) - 1)
-    ((without,),) = build("pretrain", ctx, append_eos=False).encode(samples=[TextSample(text="The old lighthouse")])
-    assert list(without.columns["input_ids"]) == expected[:-1]
-
-
-def test_text_begins_with_bos_where_the_tokenizer_wants_one():
-    from tokenizers import processors
-
-    ctx = context("llama2")
-    tokenizer = ctx.tokenizer
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
-    )
-    ((example,),) = build("continue_pretrain", ctx).encode(samples=[TextSample(text="ships")])
-    assert list(example.columns["input_ids"]) == [*tokenizer("ships").input_ids, tokenizer.eos_token_id]
-    assert example.columns["input_ids"][0] == tokenizer.bos_token_id
-
-
-@given(repeats=st.integers(1, 60), max_length=st.integers(8, 20))
-@settings(max_examples=40, deadline=None)
-def test_long_documents_are_cut_without_loss(repeats, max_length):
-    ctx = context(max_length=max_length)
-    text = " q" * repeats
-    (pieces,) = build("pretrain", ctx).encode(samples=[TextSample(text=text)])
-    tokens = [token for piece in pieces for token in piece.columns["input_ids"]]
-    assert tokens == [*ctx.tokenizer(text).input_ids, ctx.tokenizer.eos_token_id]
-    assert all(2 <= piece.length <= max_length and piece.count == piece.length - 1 for piece in pieces)
-    assert len(pieces) == -(-len(tokens) // max_length)
-
-
-def test_empty_text_is_dropped_and_a_surrogate_is_that_rows_error():
-    good = TextSample(text="fog")
-    entries = build("pretrain", context()).encode(samples=[good, TextSample(text=""), TextSample(text="\udc00"), good])
-    assert isinstance(entries[1], Dropped)
-    assert isinstance(entries[2], RowError)
-    assert entries[2].problem.code == "BC020"
-    assert len(entries[0]) == len(entries[3]) == 1
-
-
-def test_no_eos_is_an_error_unless_not_wanted():
-    ctx = context()
-    ctx.tokenizer.eos_token = None
-    with pytest.raises(ModelError) as caught:
-        build("pretrain", ctx)
-    assert "stage.append_eos" in str(caught.value)
-    build("pretrain", ctx, append_eos=False)
 
 
 # Chat
@@ -244,6 +162,7 @@ def test_pack_and_ranges():
     assert (batch.rows, batch.count, batch.tokens, batch.max_seqlen) == ((9, 2), 1, 3, 2)
     assert batch.extras["x"].dtype == torch.float64
     assert ranges(np.array([0, 5, 3]), np.array([2, 5, 6])).tolist() == [0, 1, 3, 4, 5]
+    assert ranges(np.array([5, 1]), np.array([3, 2])).tolist() == [1]
     assert ranges(np.array([], dtype=np.int64), np.array([], dtype=np.int64)).tolist() == []
 
 
