@@ -67,6 +67,17 @@ def test_these_budgets_make_several_blocks():
     assert blocks == [slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 10)]
 
 
+@pytest.mark.parametrize(
+    ("tokens", "sizes"), [(40, [40]), (41, [21, 20]), (100, [34, 34, 32]), (0, [])], ids=lambda value: str(value)
+)
+def test_chunks_are_of_equal_size_within_the_budget(monkeypatch, tokens, sizes):
+    monkeypatch.setattr(head_chunks, "CHUNK_BYTES", {"cpu": 40 * VOCABULARY * 4 + 3, "cuda": 1})
+    hidden, weight = torch.zeros(tokens, WIDTH), torch.zeros(VOCABULARY, WIDTH)
+    chunks = [(kept, len(logits)) for kept, logits in head_chunks.logit_chunks(hidden, weight, None, Workspace())]
+    assert [rows for _, rows in chunks] == sizes
+    assert [at for kept, _ in chunks for at in range(kept.start, kept.stop)] == list(range(tokens))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("chunk_tokens", [None, 11])
 @pytest.mark.parametrize("frozen", [(), (1, 2), (0,)], ids=["all trained", "head frozen", "hidden frozen"])
