@@ -31,8 +31,8 @@ def run(optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], 
 
 TWINS = {
     "adamw": (
-        {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.3},
-        lambda own: torch.optim.AdamW(own, lr=0.01, betas=(0.8, 0.95), eps=1e-6),
+        {"lr": 0.01, "betas": (0.8, 0.95), "eps": 0.1, "weight_decay": 0.3},  # an epsilon that a float32 step shows
+        lambda own: torch.optim.AdamW(own, lr=0.01, betas=(0.8, 0.95), eps=0.1),
     ),
     "sgd": (
         {"lr": 0.01, "momentum": 0.9, "nesterov": True, "weight_decay": 0.3},

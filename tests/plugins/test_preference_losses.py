@@ -179,7 +179,9 @@ def test_no_pair_sums_to_zero_with_a_graph(name):
 def test_where_policy_and_reference_agree_the_loss_is_log_2(name):
     batch = inputs(name, dtype=torch.float32)
     batch |= {"reference_chosen": batch["chosen"].detach(), "reference_rejected": batch["rejected"].detach()}
-    assert built(name)(**batch).loss_sum.item() / 7 == pytest.approx(math.log(2), abs=1e-7)
+    out = built(name)(**batch)
+    assert out.loss_sum.item() / 7 == pytest.approx(math.log(2), abs=1e-7)
+    assert out.metrics["rewards/accuracies"].total.item() == 0  # equal rewards are no success
 
 
 def test_what_the_other_losses_begin_at():
