@@ -40,6 +40,11 @@ class WarmupOptions(Options):
         return self
 
 
+class ShardedOptions(Options):
+    parts: int = Field(1, ge=1, description="Divides the same work in another way.")
+    clip: float = Field(1.0, description="Changes the numbers.")
+
+
 class LoraOptions(Options):
     rank: int = Field(8, ge=1, description="Rank.")
     target_modules: list[str] | Literal["all"] = Field("all", description="Modules.")
@@ -94,6 +99,9 @@ def make_registry() -> Registry:
         records.SchedulerRecord(name="cosine", summary="Cosine.", build=_build, options=WarmupOptions),
         records.SchedulerRecord(name="plateau", summary="Plateau.", build=_build, needs_metric=True),
         records.EngineRecord(name="torch", summary="Torch.", build=_build),
+        records.EngineRecord(
+            name="sharded", summary="Sharded.", build=_build, options=ShardedOptions, reshaping=("parts",)
+        ),
         records.AdapterRecord(name="lora", summary="LoRA.", build=_build, options=LoraOptions),
         records.DataFormatRecord(name="alpaca", summary="Alpaca.", build=_build, detect=lambda row: None),
         records.DataFormatRecord(name="text", summary="Text.", build=_build, detect=lambda row: None),

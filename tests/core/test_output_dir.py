@@ -10,6 +10,7 @@ from bumblecore_core.run.checkpoint.writing import STATE, commit, write_part
 from bumblecore_core.run.files import fresh_beside
 from bumblecore_core.run.lock import FORMAT, lock_digest
 from bumblecore_core.toolkit.state_files import write_state
+from core.locks import changed, make_lock
 
 CONFIG = """
 stage: sft
@@ -71,6 +72,11 @@ def test_a_directory_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="BC042"):
         output_dir.require_writable(tmp_path / "file" / "run")
+
+
+def test_looking_whether_a_directory_can_be_written_leaves_nothing_in_it(tmp_path):
+    output_dir.require_writable(tmp_path / "new" / "run")
+    assert list((tmp_path / "new" / "run").iterdir()) == []
 
 
 def test_a_finished_run_is_found_with_what_it_was_made_from(here):
@@ -156,3 +162,73 @@ def test_never_resuming_does_not_mean_replacing(here):
 def test_a_run_yaml_that_no_run_wrote_is_refused(here):
     (here / "run.yaml").write_text("mine")
     assert refused()[0].code == "BC069"
+
+
+def test_another_split_of_the_same_work_is_the_same_run(here):
+    sharded = ("engine.name=sharded",)
+    finished(here, *sharded, checkpoint=True)
+    split = (*sharded, "engine.parts=4", "train.micro_batch_size=2")
+    assert output_dir.finished_run(resolve(*split)) == lock(*sharded)
+    assert [one.field for one in refused(*sharded, "engine.clip=2")] == ["engine.clip"]
+
+
+@pytest.mark.parametrize("place", ["out", "link", "elsewhere"])
+def test_starting_over_is_offered_for_a_checkpoint_in_the_output_directory_however_it_is_named(here, place):
+    started(here)
+    (here.parent / "link").symlink_to(here)
+    (here.parent / "elsewhere").mkdir()
+    save(here.parent / place, "checkpoint-4", lock())
+    (problem,) = refused("train.seed=7", f"checkpoint.resume={place}/checkpoint-4")
+    assert problem.place == f"{place}/checkpoint-4"
+    assert "--allow train.seed" in problem.fix
+    assert ("--overwrite" in problem.fix) == (place != "elsewhere")
+
+
+TRANSFORMERS = ("libraries.transformers", "5.0")
+COMPLETE = [
+    (),
+    (("libraries.torch", "2.10"),),
+    (("plugins.2.version", "1.1"),),
+    (TRANSFORMERS, ("model.config.new_default", 1)),
+    (("config.engine", {"name": "sharded", "parts": 4}),),
+    (("config.train.micro_batch_size", 3), ("config.train.gradient_accumulation_steps", 2)),
+]
+ANOTHER = [
+    ((("data.content", "f" * 64),), ("BC050", "data")),
+    ((("model.config.hidden_size", 64),), ("BC047", "model.config.hidden_size")),
+    ((TRANSFORMERS, ("tokenizer", "u" * 64)), ("BC050", "tokenizer")),
+    ((("model.weights", "x" * 64),), ("BC047", "model.weights")),
+    ((("world_size", 1),), ("BC048", "batch")),
+]
+
+
+def complete(changes, *overrides):
+    """Whether a run is complete whose lock differs from the finished one's by `changes`."""
+    saved = changed(("config.engine", {"name": "sharded", "parts": 1}))
+    saved["libraries"]["transformers"] = "4.9"
+    now = changed(("config.engine", {"name": "sharded", "parts": 1}), *changes)
+    now["libraries"].setdefault("transformers", "4.9")
+    return output_dir.is_complete(resolve("engine.name=sharded", *overrides), saved, now)
+
+
+@pytest.mark.parametrize("changes", COMPLETE)
+def test_a_finished_run_stays_complete_after_updates_and_in_another_shape(here, changes):
+    assert complete(changes)
+    save(here, "checkpoint-4", make_lock())
+    assert complete(changes)
+
+
+@pytest.mark.parametrize(("changes", "expected"), ANOTHER)
+def test_a_finished_run_of_something_else_is_refused_and_resumes_where_that_is_allowed(here, changes, expected):
+    allowed = f"checkpoint.allow=[{expected[1]}]"
+    with pytest.raises(RunError) as caught:
+        complete(changes)
+    assert [(one.code, one.field, one.place) for one in caught.value.problems] == [(*expected, "out/final")]
+    assert "no checkpoint to resume from" in caught.value.problems[0].fix
+    with pytest.raises(RunError, match=f"BC043 out output_dir: .* with another {expected[1]}: there is no checkpoint"):
+        complete(changes, allowed)
+    save(here, "checkpoint-4", make_lock())
+    with pytest.raises(RunError) as caught:
+        complete(changes)
+    assert f"--allow {expected[1]}" in caught.value.problems[0].fix
+    assert not complete(changes, allowed)

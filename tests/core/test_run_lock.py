@@ -7,68 +7,9 @@ import pytest
 
 from bumblecore_core.errors import RunError
 from bumblecore_core.run.checkpoint.resume import Start, check_start
-from bumblecore_core.run.lock import (
-    FORMAT,
-    batch_size,
-    config_differences,
-    drift,
-    lock_digest,
-    read_lock,
-)
+from bumblecore_core.run.lock import batch_size, config_differences, drift, lock_digest, read_lock
 from bumblecore_core.toolkit.state_files import read_state, write_state
-
-GONE = object()
-
-
-def make_lock():
-    """The lock of a fine-tuning run with an adapter."""
-
-    def plugin(kind, name, distribution="bumblecore"):
-        return {"kind": kind, "name": name, "distribution": distribution, "version": "1.0", "options_sha256": "0" * 64}
-
-    return {
-        "format": FORMAT,
-        "config": {
-            "stage": {"name": "sft"},
-            "model": {"path": "base", "tokenizer": None, "dtype": "bf16", "chat_template": None, "layers": [1, 2]},
-            "adapter": {"name": "lora", "rank": 8},
-            "data": {"path": ["a.jsonl"], "eval_path": "b.jsonl", "max_length": 64, "num_workers": 2, "cache_dir": "c"},
-            "optimizer": {"name": "lion", "lr": 1e-3, "table": "t.json"},
-            "train": {"micro_batch_size": 2, "gradient_accumulation_steps": 3, "seed": 0, "logging_steps": 1},
-            "checkpoint": {"save_steps": 5, "resume": "auto"},
-            "loggers": [{"name": "console"}],
-            "output_dir": "out",
-        },
-        "world_size": 2,
-        "plugins": [
-            plugin("stages", "sft"),
-            plugin("losses", "cross_entropy"),
-            {**plugin("optimizers", "lion", "lion-plugin"), "files": {"table": "t" * 64}},
-            plugin("loggers", "board", "board-plugin"),
-        ],
-        "libraries": {"python": "3.11.1", "bumblecore": "1.0", "torch": "2.9", "numpy": "2.0"},
-        "data": {"content": "d" * 64, "weights": [1.0], "examples": 1234},
-        "evaluation_data": {"content": "e" * 64, "weights": [1.0], "examples": 5},
-        "tokenizer": "t" * 64,
-        "model": {"config": {"hidden_size": 32, "rope": {"theta": 1e4}, "eos": [1, 2]}, "weights": "w" * 64},
-    }
-
-
-def changed(*changes):
-    """`make_lock()` with values put at dotted paths; GONE takes one away."""
-    lock = make_lock()
-    for path, value in changes:
-        *parents, last = path.split(".")
-        inner = lock
-        for key in parents:
-            inner = inner[int(key)] if isinstance(inner, list) else inner[key]
-        last = int(last) if isinstance(inner, list) else last
-        if value is GONE:
-            del inner[last]
-        else:
-            inner[last] = value
-    return lock
-
+from core.locks import GONE, changed, make_lock
 
 DRIFTS = [
     # path, new value, name, code, a section whose name accepts it
@@ -198,6 +139,20 @@ def test_a_lock_written_as_json_and_read_again_is_the_same(tmp_path):
         assert drift(other, lock, allowed=[]) == []
         assert lock_digest(other) == lock_digest(lock)
         assert check_start(Start(path=tmp_path, step=1, lock=other), lock, allowed=[]) == []
+
+
+def test_the_digest_of_a_lock_is_that_of_its_values_in_any_order():
+    def backwards(value):
+        return {key: backwards(value[key]) for key in reversed(value)} if isinstance(value, dict) else value
+
+    lock = make_lock()
+    assert list(backwards(lock)) != list(lock)
+    assert lock_digest(backwards(lock)) == lock_digest(lock)
+    assert lock_digest({**lock, "config": {**lock["config"], "model": (1, 2)}}) == lock_digest(
+        {**lock, "config": {**lock["config"], "model": [1, 2]}}
+    )
+    others = [lock_digest(changed((path, value))) for path, value, *_ in DRIFTS]
+    assert len({lock_digest(lock), *others}) == len(others) + 1
 
 
 def test_config_differences_name_the_deepest_key_in_order_and_leave_out_what_is_ignored():
