@@ -77,20 +77,29 @@ def record(name, kind="text"):
 RECORDS = {name: record(name, kind) for name, kind in [("text", "text"), ("chat", "chat"), ("broken", "text")]}
 
 
+def stage_record(**changes):
+    """The record of `ByteStage`."""
+    fields = {"name": "bytes", "summary": "x", "build": ByteStage, "reads": "text", "loss_kind": "token"}
+    return StageRecord(**{**fields, "default_loss": "causal_lm", **changes})
+
+
 def prepare(
     *paths,
     stage=None,
     reads="text",
+    stage_options=None,
     formats=None,
+    format_options=None,
     make_stage=None,
     records=None,
     tokenizer="bytes",
     since=None,
     failures="",
+    record_of_stage=None,
     **data,
 ):
-    """The store of `paths` under the given data options; `formats`: name of each file's format, None for auto;
-    `failures`: what the registry says of plugins that could not be loaded."""
+    """The store of `paths` under the given data options; `formats`: name of each file's format, None for auto, with
+    `format_options`; `failures`: what the registry says of plugins that could not be loaded."""
     stage = stage if stage is not None else ByteStage()
     section = DataSection(path=[path if isinstance(path, dict) else str(path) for path in paths], **data)
     names = formats or [None] * len(section.path)
@@ -99,13 +108,14 @@ def prepare(
     )
     return prepare_store(
         files=section.path,
-        formats=[None if name is None else Selected(record=RECORDS[name], options=NoOptions()) for name in names],
+        formats=[
+            None if name is None else Selected(record=(records or RECORDS)[name], options=format_options or NoOptions())
+            for name in names
+        ],
         registry=registry,
         stage=stage,
-        stage_record=StageRecord(
-            name="bytes", summary="x", build=ByteStage, reads=reads, loss_kind="token", default_loss="causal_lm"
-        ),
-        stage_options=NoOptions(),
+        stage_record=record_of_stage or stage_record(reads=reads),
+        stage_options=stage_options or NoOptions(),
         make_stage=make_stage,
         tokenizer_fingerprint=tokenizer,
         data=section,

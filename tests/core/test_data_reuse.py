@@ -26,25 +26,6 @@ def test_a_moved_file_is_reused_under_its_new_name(data, tmp_path):
     assert store.locate(0) == "moved.jsonl:1"
 
 
-def test_everything_that_changes_tokens_changes_the_fingerprint(data):
-    path = data(["a"])
-    prints = {
-        prepare(path, **options).fingerprint
-        for options in (
-            {},
-            {"tokenizer": "other"},
-            {"max_length": 99},
-            {"strict": True},
-            {"txt_split": "file"},
-            {"formats": ["text"]},
-        )
-    }
-    prints.add(prepare(data(["b"])).fingerprint)
-    prints.add(prepare("a.jsonl", data(["c"], "b.jsonl")).fingerprint)
-    prints.add(prepare("b.jsonl", "a.jsonl").fingerprint)
-    assert len(prints) == 9
-
-
 def test_an_edited_file_of_the_same_size_is_seen(data):
     first = prepare(data(["aaaa"]))
     os.utime("a.jsonl", (1, 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,6 +100,35 @@ def test_the_longest_sequence_is_a_column_within_the_examples_length(tmp_path):
     assert store.longest_sequence() == 5
     store.lengths = np.asarray([9, 1, 0], dtype=np.int32)
     assert store.longest_sequence() == 2
+
+
+def content(directory, chunk=THREE[0], *, lengths=(4, 4), counts=(2, 2), source=0, line=10, shard_bytes=1 << 30):
+    """The content of a store of one chunk, whose lengths and counts are not those of its columns."""
+    directory.mkdir()
+    writer = StoreWriter(directory, COLUMNS, shard_bytes=shard_bytes)
+    arrays = {name: np.asarray(values, dtype=np.int32) for name, values in (("lengths", lengths), ("counts", counts))}
+    writer.add(replace(encoded(chunk), **arrays), source=source, lines=np.arange(len(chunk)) + line)
+    writer.finish(fingerprint="f", files=["0.jsonl"] * (source + 1), report=REPORT)
+    return TokenStore(directory).content
+
+
+def test_the_content_is_that_of_the_examples_and_not_of_their_places(tmp_path):
+    def variant(**changes):
+        return content(tmp_path / str(len(list(tmp_path.iterdir()))), **changes)
+
+    chunk = [{"input_ids": [1, 2], "labels": [7]}, {"input_ids": [3], "labels": [8, 9]}]
+    others = [
+        variant(chunk=chunk),
+        variant(chunk=chunk, lengths=(4, 5)),
+        variant(chunk=chunk, counts=(1, 2)),
+        variant(chunk=chunk, source=1),
+        variant(chunk=[{"input_ids": [1, 2], "labels": [7]}, {"input_ids": [3], "labels": [8, 10]}]),
+        variant(chunk=[{"input_ids": [1], "labels": [7]}, {"input_ids": [2, 3], "labels": [8, 9]}]),
+        variant(chunk=[{"input_ids": [1, 2], "labels": [7, 8]}, {"input_ids": [3], "labels": [9]}]),
+        variant(chunk=chunk[::-1]),
+    ]
+    assert len(set(others)) == len(others)
+    assert variant(chunk=chunk, line=99) == variant(chunk=chunk, shard_bytes=4) == others[0]
 
 
 def test_an_index_beyond_the_end_is_refused(tmp_path):
