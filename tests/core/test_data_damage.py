@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import pickle
 import random
@@ -62,6 +61,7 @@ def test_a_flipped_bit_anywhere_in_any_file_is_noticed(kept):
         size = (directory / name).stat().st_size
         for at in {0, size - 1, *(generator.randrange(size) for _ in range(4))}:
             flipped = bytearray((directory / name).read_bytes())
+            at = min(at, len(flipped) - 1)  # meta.json holds the seconds that it took, whose digits vary
             flipped[at] ^= 1 << generator.randrange(8)
             (directory / name).write_bytes(flipped)
             check_rebuilt(expected)
@@ -231,33 +231,6 @@ def test_shards_that_are_replaced_while_they_are_opened_are_opened_again(kept, m
     monkeypatch.setattr(verified.fcntl, "flock", lambda *_: None)  # two openings in one process would wait
     monkeypatch.setattr(verified, "_digest", replaced_meanwhile)
     assert contents(prepare("a.jsonl", since=time.time())) == expected
-
-
-def verify_and_report(directory, since, barrier, results):
-    os.chdir(directory)
-    calls, damaged = [], store_module.TokenStore.damaged
-    store_module.TokenStore.damaged = lambda store: calls.append(None) or damaged(store)
-    barrier.wait()
-    store = prepare("a.jsonl", cache_dir="cache", since=since)
-    results.put((len(calls), store.report.warnings, tokens(store) == TEXTS))
-
-
-@pytest.mark.parametrize("harmed", [False, True])
-def test_one_of_a_runs_processes_verifies(data, tmp_path, harmed):
-    store = prepare(data(TEXTS), cache_dir="cache")
-    if harmed:
-        zeroed(store.directory / "lengths.bin")
-    context = multiprocessing.get_context("fork")
-    barrier, results = context.Barrier(3), context.Queue()
-    arguments = (tmp_path, time.time(), barrier, results)
-    workers = [context.Process(target=verify_and_report, args=arguments) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    found = [results.get(timeout=60) for _ in workers]
-    for worker in workers:
-        worker.join()
-    assert sum(calls for calls, _, _ in found) == 1
-    assert [(warnings, same) for _, warnings, same in found] == [({"BC075": 1} if harmed else {}, True)] * 3
 
 
 def test_bc076_a_file_that_changes_while_it_is_read(data, tmp_path):

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from bumblecore_core.errors import BumbleError, RunError, one
@@ -48,8 +48,9 @@ def _lock(descriptor: int, directory: Path) -> None:
 
 
 @contextmanager
-def fresh_directory(directory: Path) -> Iterator[Path]:
-    """A temporary directory that becomes `directory` when the block ends well, and is removed when it does not."""
+def fresh_directory(directory: Path, moving: AbstractContextManager[None]) -> Iterator[Path]:
+    """A temporary directory that becomes `directory` when the block ends well, and is removed when it does not.
+    `moving` is entered while it is moved."""
     try:
         temporary = Path(tempfile.mkdtemp(prefix=f"{directory.name}.tmp-", dir=directory.parent))
     except OSError as error:
@@ -58,8 +59,9 @@ def fresh_directory(directory: Path) -> Iterator[Path]:
         yield temporary
         os.chmod(temporary, 0o777 & ~umask())
         sync(temporary)
-        _rename(temporary, directory)
-        sync(directory.parent)
+        with moving:
+            _rename(temporary, directory)
+            sync(directory.parent)
     except OSError as error:
         raise cache_error(error, directory.parent) from error
     finally:

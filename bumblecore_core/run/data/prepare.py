@@ -27,7 +27,7 @@ from bumblecore_core.run.data.fingerprint import cache_dir_of, code_fingerprint,
 from bumblecore_core.run.data.report import PrepareReport, Tally, describe_dropped
 from bumblecore_core.run.data.rows import Chunk, read_chunks
 from bumblecore_core.run.data.store import StoreWriter, TokenStore, TornStore
-from bumblecore_core.run.data.verified import note_built, open_verified
+from bumblecore_core.run.data.verified import count_rebuilt, noting_built, open_verified
 from bumblecore_core.toolkit.seeds import derive_seed
 
 MOST_PROBLEMS = 300
@@ -96,36 +96,37 @@ def prepare_store(
         if store is not None:
             return store
         remove_leftovers(directory)
-        with _interrupt_told(), fresh_directory(directory) as temporary:
-            _build(
-                temporary,
-                fingerprint=fingerprint,
-                sources=sources,
-                chunks=read_chunks(
-                    sources,
-                    records=records,
-                    reads=stage_record.reads,
-                    stage=stage_record.name,
-                    txt_split=data.txt_split,
-                    max_row_bytes=data.max_row_bytes,
-                    failed=registry.failures,
-                ),
-                stage=stage,
-                plugin=Plugin.of(stage_record),
-                make_stage=make_stage,
-                num_proc=data.num_proc,
-                strict=data.strict,
-                progress=progress,
-                field=field,
-            )
-            _refuse_changed(sources, hashes, cache)
         try:
+            moving = noting_built(directory, damaged)
+            with _interrupt_told(), fresh_directory(directory, moving) as temporary:
+                _build(
+                    temporary,
+                    fingerprint=fingerprint,
+                    sources=sources,
+                    chunks=read_chunks(
+                        sources,
+                        records=records,
+                        reads=stage_record.reads,
+                        stage=stage_record.name,
+                        txt_split=data.txt_split,
+                        max_row_bytes=data.max_row_bytes,
+                        failed=registry.failures,
+                    ),
+                    stage=stage,
+                    plugin=Plugin.of(stage_record),
+                    make_stage=make_stage,
+                    num_proc=data.num_proc,
+                    strict=data.strict,
+                    progress=progress,
+                    field=field,
+                )
+                _refuse_changed(sources, hashes, cache)
             store = TokenStore(directory, files=names, weights=weights)
-            note_built(store, damaged)  # before another process gets the lock and hashes it
         except TornStore as torn:
             problem = f"the token shards are not what was written a moment ago ({torn})"
             fix = "Check the disk, or set data.cache_dir to another one"
             raise one(RunError, "BC042", problem, fix, place=str(directory)) from torn
+        count_rebuilt(store, damaged)
     return store
 
 

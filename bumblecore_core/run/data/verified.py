@@ -37,44 +37,48 @@ def open_verified(
     Every file is read and hashed, unless a process of this host did so after `since` (Unix seconds; None: never) and
     the files are still the same.
     """
-    try:
-        store = TokenStore(directory, files=files, weights=weights, reused=True)
-        if store.fingerprint != fingerprint:
-            return None, 1
-        verdict = _verdict(store, since)
-    except NoStore:
+    if not os.path.lexists(directory):
         return None, 0
-    except TornStore:
-        return None, 1
+    with _verdict_file(directory) as descriptor:
+        try:  # under the lock, so that nobody replaces the files between their mapping and the verdict
+            store = TokenStore(directory, files=files, weights=weights, reused=True)
+            if store.fingerprint != fingerprint:
+                return None, 1
+            verdict = _verdict(store, since, descriptor)
+        except NoStore:
+            return None, 0
+        except TornStore:
+            return None, 1
     if verdict.damaged:
         return None, verdict.damaged
-    _count(store, verdict.rebuilt)
+    count_rebuilt(store, verdict.rebuilt)
     return store, 0
 
 
-def note_built(store: TokenStore, damaged: int) -> None:
-    """Notes that this process has just made `store`, in place of one with `damaged` damaged files: its bytes were
-    hashed when they were written."""
-    with _verdict_file(store.directory) as descriptor:
-        _write(descriptor, _Verdict(files=_digest(store), time=time.time(), damaged=0, rebuilt=damaged))
-    _count(store, damaged)
+@contextmanager
+def noting_built(directory: Path, damaged: int) -> Iterator[None]:
+    """Notes that the shards that the block moves to `directory`, in place of ones with `damaged` damaged files, need no
+    verifying: their bytes were hashed when they were written. Other processes open what is there before or after."""
+    with _verdict_file(directory) as descriptor:
+        yield
+        files = _digest(TokenStore(directory))
+        _write(descriptor, _Verdict(files=files, time=time.time(), damaged=0, rebuilt=damaged))
 
 
-def _count(store: TokenStore, rebuilt: int) -> None:
+def count_rebuilt(store: TokenStore, rebuilt: int) -> None:
     """Has this run's report count them; the stored report, which is shown with every reuse, does not."""
     if rebuilt:
         store.report = replace(store.report, warnings={**store.report.warnings, "BC075": rebuilt})
 
 
-def _verdict(store: TokenStore, since: float | None) -> _Verdict:
-    with _verdict_file(store.directory) as descriptor:
-        files, begun = _digest(store), time.time()
-        known = _read(descriptor) if since is not None else None
-        if known is not None and known.files == files and known.time >= (since or 0):
-            return known
-        verdict = _Verdict(files=files, time=begun, damaged=len(store.damaged()), rebuilt=0)
-        _write(descriptor, verdict)
-        return verdict
+def _verdict(store: TokenStore, since: float | None, descriptor: int) -> _Verdict:
+    files, begun = _digest(store), time.time()
+    known = _read(descriptor) if since is not None else None
+    if known is not None and known.files == files and known.time >= (since or 0):
+        return known
+    verdict = _Verdict(files=files, time=begun, damaged=len(store.damaged()), rebuilt=0)
+    _write(descriptor, verdict)
+    return verdict
 
 
 def _digest(store: TokenStore) -> str:
