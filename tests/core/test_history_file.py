@@ -111,6 +111,13 @@ def test_a_run_that_begins_again_replaces_an_older_file(run):
     assert [path.name for path in run.iterdir() if "writing" in path.name] == []
 
 
+def test_events_that_a_run_brings_along_are_written_once_and_first(tmp_path):
+    history = HistoryFile(tmp_path, carried=events_of(1, 3))
+    for step in (5, 7):
+        save(history, tmp_path, step, events_of(step - 1, step))
+    assert [resumed(tmp_path, step)[1] for step in (5, 7)] == [events_of(1, 5), events_of(1, 7)]
+
+
 def test_a_checkpoint_before_the_first_event(tmp_path):
     checkpoint = save(HistoryFile(tmp_path), tmp_path, 1, [])
     history, events, warnings = resume_history(checkpoint, 1, tmp_path)
