@@ -22,11 +22,16 @@ STEPS = 7
 METHODS = ("sft", "sft_untied", "sft_packed", "sft_lora", "dpo", "dpo_lora", "dpo_reference")
 """The last: DPO against a reference model of its own, with other weights than the start model's."""
 DRIVER = """
-import json, os, sys
+import gc, json, os, sys
+import torch._dynamo
 from bumblecore_core.cli import main
 from bumblecore_plugins.engines.deepspeed_engine import DeepSpeedEngine
+from bumblecore_plugins.engines.deepspeed_library import silent
 from bumblecore_core.run.checkpoint.saver import Saver
 
+with silent():
+    import deepspeed
+gc.freeze()  # DeepSpeed collects garbage at many points: without what imports made that takes no time
 places = {"engine": DeepSpeedEngine, "saver": Saver}
 place, method, rank, call = json.loads(sys.argv[3])
 if place:

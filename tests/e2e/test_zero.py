@@ -22,10 +22,11 @@ import torch
 from transformers import AutoModelForCausalLM
 from peft import PeftModel
 
-base, adapter, *directories = sys.argv[1:]
+assert not any(name.startswith("bumblecore") for name in sys.modules)
+base, adapters, models = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
 found = {}
-for directory in directories:
-    if adapter == "yes":
+for directory in adapters + models:
+    if directory in adapters:
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), directory)
     else:
         model = AutoModelForCausalLM.from_pretrained(directory)
@@ -122,17 +123,22 @@ def test_a_checkpoint_of_the_other_engine_is_refused_in_words(bench, fast, capsy
 
 
 def test_the_files_load_in_a_process_that_knows_nothing_of_this_project(bench, fast):
-    for method, stage in sorted(FAST):
-        found, expected = (
-            bench / f"z{stage}_{method}_fp32" / f"checkpoint-{STEPS}",
-            bench / f"torch_{method}_fp32" / "final",
-        )
-        adapter = "yes" if method.endswith("lora") else "no"
-        command = [sys.executable, "-c", FOREIGN, str(bench / "start" / "final"), adapter, str(found), str(expected)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr[-2000:]
-        one, other = json.loads(done.stdout.splitlines()[-1]).values()
-        assert one == pytest.approx(other, rel=1e-3, abs=1e-3)
+    pairs = [
+        (method, str(bench / f"z{stage}_{method}_fp32" / f"checkpoint-{STEPS}"), str(bench / f"torch_{method}_fp32/final"))
+        for method, stage in sorted(FAST)
+    ]
+    adapters, models = (
+        sorted({path for method, *paths in pairs for path in paths if method.endswith("lora") == wanted})
+        for wanted in (True, False)
+    )
+    assert adapters
+    assert models
+    command = [sys.executable, "-c", FOREIGN, str(bench / "start" / "final"), json.dumps(adapters), json.dumps(models)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    for _, own, expected in pairs:
+        assert found[own] == pytest.approx(found[expected], rel=1e-3, abs=1e-3)
 
 
 @pytest.mark.slow
