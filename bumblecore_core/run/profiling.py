@@ -59,6 +59,7 @@ def timed(times: PluginTimes | None, kind: str, name: str, built: T) -> T:
 class _Timed:
     def __init__(self, inner: Any, kind: str, name: str, times: PluginTimes) -> None:
         self._inner, self._key, self._times = inner, (kind, name), times
+        self.__wrapped__ = inner  # `inspect.signature` shows the plugin's own
 
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("__"):  # what copying and pickling look for before there is an inner plugin

@@ -26,6 +26,7 @@ def same_count(left: float, right: float) -> bool:
 
 def accepts_weights(loss: Any) -> bool:
     """Whether a loss takes the keyword `weights`. One whose signature is not known is taken to do so."""
+    loss = inspect.unwrap(loss)
     function = getattr(loss, "forward", loss)  # torch.nn.Module.__call__ takes anything
     try:
         parameters = inspect.signature(function).parameters

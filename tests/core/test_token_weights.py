@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from bumblecore_core.run.profiling import PluginTimes, timed
 from bumblecore_core.toolkit.token_weights import (
     accepts_weights,
     as_count,
@@ -71,5 +72,7 @@ def test_whether_a_loss_takes_weights():
         forward = staticmethod(takes)
 
     accepting = [takes, anything, Called(), WeightedModule(), partial(takes, head=None), torch.add]
-    assert [accepts_weights(loss) for loss in accepting] == [True] * 6
-    assert [accepts_weights(loss) for loss in (lacks, Module(), partial(lacks, head=None))] == [False] * 3
+    lacking = [lacks, Module(), partial(lacks, head=None)]
+    for profiled in (lambda loss: loss, lambda loss: timed(PluginTimes(), "losses", "x", loss)):
+        assert [accepts_weights(profiled(loss)) for loss in accepting] == [True] * 6
+        assert [accepts_weights(profiled(loss)) for loss in lacking] == [False] * 3

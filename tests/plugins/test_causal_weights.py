@@ -118,6 +118,12 @@ def test_cut_spans_keep_their_own_weights(max_length, weights, spans, count):
     assert example.length <= max_length
 
 
+def test_a_cut_inside_a_later_span_keeps_that_spans_weight():
+    """A document's first token has no position that could predict it, so the first span has nothing to train."""
+    example = fit_spans(IDS, [(0, 1), (3, 18)], max_length=10, weights=[0.5, 2.0])
+    assert (spans_of(example), example.count) == ([(3, 10, 2.0)], 14)
+
+
 def test_what_has_no_weight_at_all_is_dropped():
     for max_length in (20, 4):
         assert fit_spans(IDS, SPANS, max_length=max_length, weights=[0, 0, 0]).code == "BC066"
