@@ -47,6 +47,7 @@ class ChatFormat:
         self.names = options
         self._mapped = [getattr(options, name) for name in _field_options(type(options))]
         self._dotted = [name for name in self._mapped if "." in name]
+        # of two names of one field that a row has both, the second is not read
         self._same = [
             (name, other) for name in self._mapped for other in OTHER_NAMES.get(name, ()) if other not in self._mapped
         ]
