@@ -24,14 +24,14 @@ def key(tmp_path, monkeypatch):
         "weights_fingerprint",
         lambda directory, cache: hashlib.sha256(directory.name.encode()).hexdigest(),
     )
-    monkeypatch.setattr(
-        reference_module, "named_weights", lambda options, cache: {"path": options["path"]} if options["path"] else {}
-    )
     monkeypatch.setattr(reference_module, "resolve_model_dir", lambda name, field: Path(name))
 
-    def names(*, attention="sdpa", code="code", ranks=None, **changes):
+    def names(*, attention="sdpa", code="code", named="weights", ranks=None, **changes):
         with monkeypatch.context() as patch:
             patch.setattr(reference_module, "chosen_attention", lambda *_: (attention, []))
+            patch.setattr(
+                reference_module, "named_weights", lambda options, cache: {"path": named} if options["path"] else {}
+            )
             patch.setattr(
                 reference_module,
                 "code_and_config",
@@ -57,6 +57,7 @@ def changed(tmp_path):
         "an adapter": {"adapter": LORA},
         "an option of the adapter": {"adapter": selected("lora", number=2)},
         "the adapter that it starts from": {"adapter": selected("lora", path="a")},
+        "the weights of that adapter": {"adapter": selected("lora", path="a"), "named": "other weights"},
         "another adapter": {"adapter": selected("dora")},
         "the base without its adapter": {"adapter": LORA, "reference": "base"},
         "the model's configuration or code": {"code": "another"},
