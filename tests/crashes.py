@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
+
+from forked_ranks import fork_ranks
 
 CRASHED = 137
 CHANGING = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"}
@@ -76,54 +75,24 @@ def run_and_crash(
     """
     counts = config.with_suffix(".count")
     counts.unlink(missing_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = []
-    for own in range(world_size):
-        child = os.fork()
-        if child == 0:
-            _run(config, own, world_size, port, Operations(crash_at, counts) if own == rank else None)
-        children.append(child)
-    codes = _wait(children, limit)
+    null = Path(os.devnull)
+    codes = fork_ranks(
+        lambda own: _run(config, Operations(crash_at, counts) if own == rank else None),
+        world_size,
+        limit=limit,
+        output=(null, null),
+    )
     return codes, int(counts.read_text()) if counts.exists() else 0
 
 
-def _run(config: Path, rank: int, world_size: int, port: int, operations: Operations | None) -> None:
+def _run(config: Path, operations: Operations | None) -> None:
     from bumblecore_core.cli import main
 
-    code = 99
     try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        os.dup2(null, 2)
-        if world_size > 1:
-            os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
-            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         if operations is not None:
             operations.install()
         main(["run", str(config)])
-    except SystemExit as ended:
-        code = ended.code or 0
     finally:
         if operations is not None:
             operations.armed = False
             operations.count_file.write_text(str(operations.count))
-        os._exit(code)
-
-
-def _wait(children: Sequence[int], limit: float) -> list[int]:
-    codes: dict[int, int] = {}
-    end = time.monotonic() + limit
-    while len(codes) < len(children):
-        for child in set(children) - codes.keys():
-            found, status = os.waitpid(child, os.WNOHANG)
-            if found:
-                codes[child] = os.waitstatus_to_exitcode(status)
-        if time.monotonic() > end:
-            for child in set(children) - codes.keys():
-                os.kill(child, 9)
-                os.waitpid(child, 0)
-            raise AssertionError(f"a process had not ended after {limit} s")
-        time.sleep(0.005)
-    return [codes[child] for child in children]

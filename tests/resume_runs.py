@@ -13,7 +13,7 @@ from bumblecore_core.cli import main
 from bumblecore_core.run.checkpoint.compare import checkpoint_differences, history_differences
 from workbench import make_model_config, pretrain_settings, workbench, write_config
 
-STEPS = 14
+STEPS = 9
 ROWS_IN_A_STEP = 6  # 40 rows: seven steps an epoch, the last of them short
 
 
@@ -31,7 +31,7 @@ def bench_of(directory: Path) -> Path:
 
 
 def settings_of(bench: Path, stage: str, name: str, *, dropout: bool = False, **changes: Any) -> dict[str, Any]:
-    """A run of two epochs with dropout or packing, evaluation, accumulation, decay and a warm-up."""
+    """A run that ends in its second epoch, with dropout or packing, evaluation, accumulation, decay and a warm-up."""
     settings = pretrain_settings(bench, max_steps=STEPS, micro_batch_size=2, gradient_accumulation_steps=3)
     settings["stage"] = stage
     start = "model" if stage == "pretrain" else "start"

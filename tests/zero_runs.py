@@ -13,6 +13,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+import forked_ranks
 from dpo_runs import dpo_bench, dpo_settings
 from resume_runs import settings_of
 from workbench import write_config
@@ -112,7 +113,7 @@ def on_ranks(
     `death`: (engine or saver, method, rank, call): that rank kills itself at that call; None is returned then.
     """
     (bench / "driver.py").write_text(DRIVER)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command = [sys.executable, forked_ranks.__file__, str(ranks)]
     command += [str(bench / "driver.py"), json.dumps(list(map(list, runs))), str(bench / "codes"), json.dumps(death)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, check=False)

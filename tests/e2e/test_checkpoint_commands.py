@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bumblecore_core.cli import main
 from bumblecore_core.run.checkpoint.compare import checkpoint_differences
-from resume_runs import bench_of, run, settings_of
+from resume_runs import STEPS, bench_of, run, settings_of
 from workbench import write_config
 
 FORGETFUL = """
@@ -57,17 +57,17 @@ def test_the_best_and_the_newest_are_kept(evaluated):
     entries = json.loads((evaluated / "metrics.json").read_text())
     losses = {entry["step"]: entry["loss"] for entry in entries if entry["split"] == "eval"}
     best = min(losses, key=losses.get)
-    assert best != 14
-    assert {path.name for path in evaluated.glob("checkpoint-*")} == {f"checkpoint-{best}", "checkpoint-14"}
+    assert best != STEPS
+    assert {path.name for path in evaluated.glob("checkpoint-*")} == {f"checkpoint-{best}", f"checkpoint-{STEPS}"}
 
 
 def test_the_list_shows_step_epoch_loss_and_the_best(evaluated, capsys):
     assert bumble("checkpoint", "list", evaluated) == 0
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split() == ["checkpoint", "step", "epoch", "size", "evaluation", "loss"]
-    assert [row.split()[0] for row in rows][-2:] == ["checkpoint-14", "final"]
+    assert [row.split()[0] for row in rows][-2:] == [f"checkpoint-{STEPS}", "final"]
     assert [row.split()[0] for row in rows if row.endswith("best by evaluation")] == [rows[0].split()[0]]
-    assert rows[-2].split()[1:3] == ["14", "2.00"]
+    assert rows[-2].split()[1:3] == [str(STEPS), "1.29"]
 
 
 def test_verifying_tells_each_and_finds_what_is_wrong(evaluated, capsys):

@@ -31,6 +31,7 @@ RESUMED = {
     "in full": {"stage": BASE, "adapter": {**ADAPTER, "target_modules": ["q_proj", "up_proj"]}},
 }
 RESUMED["in full"]["adapter"] |= {"modules_to_save": ["norm"]}
+SLOW = {"base", "bf16", "in full"}
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,9 @@ def test_an_adapter_that_goes_on_is_its_own_start_and_not_its_base(bench, traine
     assert found["base"]["logps/chosen"] == found["start"]["logps/chosen"]
 
 
-@pytest.mark.parametrize("case", RESUMED)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in RESUMED]
+)
 def test_a_resumed_run_is_the_same_bit_for_bit_with_and_without_the_kept_reference(bench, case, capsys):
     changes = {"adapter": ADAPTER, **RESUMED[case]}
     name = f"whole_{case.replace(' ', '_')}"
@@ -91,13 +94,15 @@ def test_a_resumed_run_is_the_same_bit_for_bit_with_and_without_the_kept_referen
     assert "computed by an earlier run" in capsys.readouterr().out
     assert differences(bench / name, bench / f"{name}-resumed") == []
     shutil.rmtree(bench / f"cache-{name}" / "reference")
-    run(bench, dpo_settings(bench, f"{name}-again", **changes), "--resume", str(bench / name / "checkpoint-10"))
+    run(bench, dpo_settings(bench, f"{name}-again", **changes), "--resume", str(bench / name / "checkpoint-8"))
     said = capsys.readouterr().out
     assert ("and freed" if changes["stage"] == START else "no second model") in said
     assert differences(bench / name, bench / f"{name}-again") == []
 
 
-@pytest.mark.parametrize("adapter", [None, ADAPTER], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "adapter", [pytest.param(None, id="full", marks=pytest.mark.slow), pytest.param(ADAPTER, id="lora")]
+)
 def test_a_run_that_is_stopped_in_the_middle_of_a_window_loses_nothing(bench, adapter, monkeypatch):
     kind = "lora" if adapter else "full"
     changes = {"adapter": adapter, "dropout": True, "checkpoint": {"save_steps": None}}

@@ -10,7 +10,7 @@ import pytest
 
 from bumblecore_core.cli import main
 from bumblecore_core.run.checkpoint.manifest import faults
-from resume_runs import bench_of, differences, run, settings_of
+from resume_runs import STEPS, bench_of, differences, run, settings_of
 from workbench import write_config
 
 
@@ -71,22 +71,22 @@ def same_as_left_alone(bench: Path, name: str) -> None:
     assert not [path.name for path in (bench / name).iterdir() if path.name.endswith((".writing", ".outgoing"))]
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", [*range(5), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(5, 20))])
 def test_a_run_killed_at_a_random_time_ends_in_the_same_weights(bench, seed):
     survive(bench, f"once-{seed}", seed)
 
 
-def test_a_run_killed_ten_times_ends_in_the_same_weights(bench):
-    settings = killable(bench, "ten")
+def test_a_run_killed_after_each_step_but_the_last_ends_in_the_same_weights(bench):
+    settings = killable(bench, "often")
     settings["loggers"] = ["metrics_json", "kill_when_saved"]
     settings["checkpoint"]["save_steps"] = 1
-    config = write_config(bench / "ten.yaml", **settings)
-    for _ in range(10):
+    config = write_config(bench / "often.yaml", **settings)
+    for _ in range(STEPS - 1):
         assert not run_killed_after(config, None, "-p", "bumblecore_core.testing.killer")
-    assert [path.name for path in (bench / "ten").glob("checkpoint-*") if faults(path)] == []
+    assert [path.name for path in (bench / "often").glob("checkpoint-*") if faults(path)] == []
     settings["loggers"] = ["metrics_json"]
     assert run_killed_after(write_config(config, **settings), None)
-    same_as_left_alone(bench, "ten")
+    same_as_left_alone(bench, "often")
 
 
 @pytest.mark.slow

@@ -4,16 +4,18 @@ import csv
 import json
 import math
 import os
-import subprocess
-import sys
+import signal
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bumblecore_core.cli import main
 from bumblecore_core.run.checkpoint.compare import history_differences
 from bumblecore_core.toolkit.history import EVENT_KEYS, read_run
+from forked_ranks import fork_ranks
 from resume_runs import ROWS_IN_A_STEP, bench_of, settings_of
 from workbench import write_config
 
@@ -35,7 +37,6 @@ class KillAt:
 def bumble_loggers():
     return [LoggerRecord(name="kill_at", summary="Kills at step 8.", build=lambda *, options: KillAt())]
 """
-ONE, TWO = [], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 @pytest.fixture(scope="module")
@@ -45,28 +46,41 @@ def bench(tmp_path_factory):
     return bench
 
 
-def launch(bench: Path, name: str, ranks: list[str], loggers: list[str]) -> subprocess.CompletedProcess:
+@dataclass
+class Launched:
+    codes: list[int]
+    stdout: str
+    stderr: str
+
+
+def launch(bench: Path, name: str, ranks: int, loggers: list[str]) -> Launched:
     settings = settings_of(bench, "sft", name, checkpoint={"save_steps": 3, "background": False})
-    settings["train"] |= {"micro_batch_size": ROWS_IN_A_STEP // 3 if not ranks else ROWS_IN_A_STEP // 6}
+    settings["train"] |= {"max_steps": STEPS, "micro_batch_size": ROWS_IN_A_STEP // (3 * ranks)}
     settings["loggers"] = loggers
     config = write_config(bench / f"{name}.yaml", **settings)
-    command = [sys.executable, *ranks, "-m", "bumblecore_core", "-p", "kill_at", "run", str(config)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(bench)}
-    return subprocess.run(command, cwd=bench, env=environment, capture_output=True, text=True, check=False, timeout=200)
+    out, err = bench / f"{name}-{len(loggers)}.out", bench / f"{name}-{len(loggers)}.err"
+
+    def run_in_bench(rank: int) -> None:
+        os.chdir(bench)
+        main(["-p", "kill_at", "run", str(config)])
+
+    codes = fork_ranks(run_in_bench, ranks, limit=300.0, output=(out, err))
+    return Launched(codes, out.read_text(), err.read_text())
 
 
-@pytest.fixture(scope="module", params=[ONE, TWO], ids=["one process", "two ranks"])
+@pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two ranks"])
 def run(request, bench):
     """(directory of a run that was killed at step 8 and resumed at step 6, of one left alone, what the second part
     printed)."""
-    name = "two" if request.param else "one"
+    name = "two" if request.param == 2 else "one"
     killed = launch(bench, name, request.param, [*LOGGERS, "kill_at"])
-    assert killed.returncode != 0
+    assert -signal.SIGKILL in killed.codes
+    assert 0 not in killed.codes
     assert json.loads((bench / name / "metrics.json").read_text())[-1]["step"] == 8  # valid although it was killed
     resumed = launch(bench, name, request.param, LOGGERS)
-    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert set(resumed.codes) == {0}, resumed.stderr[-3000:]
     whole = launch(bench, f"{name}-whole", request.param, ["metrics_json"])
-    assert whole.returncode == 0, whole.stderr[-3000:]
+    assert set(whole.codes) == {0}, whole.stderr[-3000:]
     return bench / name, bench / f"{name}-whole", resumed
 
 

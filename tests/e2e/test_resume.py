@@ -25,7 +25,8 @@ CASES = {
     "foreground": {"checkpoint": {"background": False}},
     "several steps an event": {"train": {"logging_steps": 4}},
 }
-SAVE_POINTS = {"mid-epoch": 3, "epoch boundary": 7, "in the second epoch": 10, "at the end": STEPS}
+SLOW = {"plain", "pure bf16", "foreground"}
+SAVE_POINTS = {"mid-epoch": 3, "epoch boundary": 7, "in the second epoch": 8, "at the end": STEPS}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,9 @@ def stage(request):
     return request.param
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module", params=[pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in CASES]
+)
 def whole(request, bench, stage):
     """(case, directory) of a run without a break that saved at every step."""
     case = CASES[request.param]
@@ -80,7 +83,7 @@ def signal_at(monkeypatch):
     return send
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("looks_after_each", [True, False])
 def test_a_signal_in_the_middle_of_a_window_loses_nothing(
     bench, stage, number, looks_after_each, signal_at, monkeypatch, capsys

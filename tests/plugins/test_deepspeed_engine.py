@@ -23,9 +23,10 @@ DTYPES = ("fp32", "bf16")
 def _imports_are_no_garbage():
     """DeepSpeed collects garbage at many points. Without what imports made, a collection takes no time."""
     import deepspeed
-    import torch._dynamo
+    from torch import _dynamo
 
     assert deepspeed
+    assert _dynamo
     gc.collect()
     gc.freeze()
     yield

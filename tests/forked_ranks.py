@@ -1,0 +1,97 @@
+"""Ranks that are forked from a process that has imported what they need: imports take seconds in each new process.
+
+As a script, `python forked_ranks.py RANKS SCRIPT [ARGUMENT …]` runs SCRIPT in each rank, as torchrun does.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+
+def fork_ranks(
+    call: Callable[[int], None], ranks: int, *, limit: float, output: tuple[Path, Path] | None = None
+) -> list[int]:
+    """Exit codes, by rank, of processes that do `call(rank)`; of a process ended by a signal its negative number.
+
+    `output`: files for what all of them print, to standard output and to standard error. Raises `AssertionError` where
+    a process has not ended after `limit` seconds.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(ranks):
+        child = os.fork()
+        if child == 0:
+            _run(call, rank, ranks, port, output)
+        children.append(child)
+    return _wait(children, limit)
+
+
+def _run(call: Callable[[int], None], rank: int, ranks: int, port: int, output: tuple[Path, Path] | None) -> None:
+    code = 99
+    try:
+        if output is not None:
+            _print_to(*output)
+        if ranks > 1:
+            os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank))
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        call(rank)
+        code = 0
+    except SystemExit as ended:
+        code = ended.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _print_to(out: Path, err: Path) -> None:
+    sys.stdout, sys.stderr = out.open("a"), err.open("a")
+    os.dup2(sys.stdout.fileno(), 1)
+    os.dup2(sys.stderr.fileno(), 2)
+
+
+def _wait(children: Sequence[int], limit: float) -> list[int]:
+    codes: dict[int, int] = {}
+    end = time.monotonic() + limit
+    while len(codes) < len(children):
+        for child in set(children) - codes.keys():
+            found, status = os.waitpid(child, os.WNOHANG)
+            if found:
+                codes[child] = os.waitstatus_to_exitcode(status)
+        if time.monotonic() > end:
+            for child in set(children) - codes.keys():
+                os.kill(child, 9)
+                os.waitpid(child, 0)
+            raise AssertionError(f"a process had not ended after {limit} s")
+        time.sleep(0.005)
+    return [codes[child] for child in children]
+
+
+def main(ranks: str, script: str, *arguments: str) -> None:
+    import torch._dynamo  # every optimizer needs it
+    import transformers
+
+    import bumblecore_core.cli
+    import bumblecore_plugins.engines.torch_engine
+
+    for module in (torch._dynamo, transformers, bumblecore_core.cli, bumblecore_plugins.engines.torch_engine):
+        assert module.__name__ in sys.modules
+    sys.argv = [script, *arguments]
+    codes = fork_ranks(lambda rank: runpy.run_path(script, run_name="__main__") and None, int(ranks), limit=900.0)
+    sys.exit(any(codes))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
