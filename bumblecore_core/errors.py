@@ -217,4 +217,5 @@ CODES: dict[str, str] = {
     "BC087": "a reply ends with the end-of-turn token",
     "BC085": "the data has token weights that the loss does not accept",
     "BC094": "an installed library has a version that is not supported",
+    "BC095": "a compressed data file is damaged or cut short",
 }

@@ -190,7 +190,7 @@ def test_bc020_a_nul_byte(tmp_path, name):
 
 def test_bc020_in_parquet(tmp_path):
     pq.write_table(pa.Table.from_pylist([{"text": "a"}, {"text": "b\0"}]), tmp_path / "a.parquet")
-    assert problems(tmp_path / "a.parquet") == [(2, "BC020", f"{tmp_path / 'a.parquet'}:2")]
+    assert problems(tmp_path / "a.parquet") == [(-2, "BC020", f"{tmp_path / 'a.parquet'} row 2")]
 
 
 def test_bc061_broken_parquet_and_missing_file(tmp_path):

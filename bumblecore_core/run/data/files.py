@@ -14,9 +14,10 @@ from bumblecore_core.config.resolved import Selected
 from bumblecore_core.config.schema import DataFile
 from bumblecore_core.errors import DataError, Problem
 from bumblecore_core.records import DataFormatRecord
+from bumblecore_core.run.data.compressed import NAMES, compression_of, form_of, missing_decoder
 from bumblecore_core.toolkit.regular_files import SAVE_FIRST, irregular
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".txt", ".csv", ".parquet")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".txt", ".csv", ".tsv", ".parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,20 +87,29 @@ def _unusable(path: Path, field: str) -> Problem | None:
     if (kind := irregular(path)) is not None:
         problem = f"expected a regular file, got {kind}"
         return Problem(code="BC061", place=str(path), field=field, problem=problem, fix=SAVE_FIRST)
-    if path.suffix.lower() not in SUFFIXES:
-        what = f"the suffix {path.suffix}" if path.suffix else "a name without a suffix"
+    if not _is_data_file(path):
+        suffixes = "".join(path.suffixes[-2:] if compression_of(path) else path.suffixes[-1:])
+        what = f"the suffix {suffixes}" if suffixes else "a name without a suffix"
+        more = f"; all but .parquet also compressed, with {', '.join(NAMES)} behind it"
         return Problem(
             code="BC004",
             place=str(path),
             field=field,
             problem=f"no reader is known for {what}",
-            fix=f"Use one of {', '.join(SUFFIXES)}.",
+            fix=f"Use one of {', '.join(SUFFIXES)}{more}.",
         )
+    if (missing := missing_decoder(path)) is not None:
+        return missing
     if not os.access(path, os.R_OK):
         return Problem(
             code="BC061", place=str(path), field=field, problem="the file cannot be read", fix="Check its permissions."
         )
     return None
+
+
+def _is_data_file(path: Path) -> bool:
+    form = form_of(path)
+    return form in SUFFIXES and not (form == ".parquet" and compression_of(path))
 
 
 def _no_match(path: str, field: str) -> Problem:
@@ -131,7 +141,7 @@ def _listing(directory: Path, most: int = 2000) -> list[Path]:
     found: list[Path] = []
     for parent, children, names in os.walk(directory):  # skips what it cannot read, which only costs the hint
         children[:] = sorted(child for child in children if not child.startswith("."))
-        data_files = (name for name in sorted(names) if os.path.splitext(name)[1].lower() in SUFFIXES)
+        data_files = (name for name in sorted(names) if _is_data_file(Path(name)))
         found.extend(Path(parent, name) for name in islice(chain(children, data_files), most - len(found)))
         if len(found) >= most:
             break

@@ -13,6 +13,7 @@ from typing import Any
 
 from bumblecore_core.config.schema import DataSection
 from bumblecore_core.errors import DataError, one
+from bumblecore_core.run.data.compressed import compression_of, form_of
 from bumblecore_core.run.data.files import Source
 from bumblecore_core.run.hashing import remembered_hashes
 
@@ -56,7 +57,7 @@ def data_fingerprint(
     files = [
         {
             "sha256": digest,
-            "form": source.path.suffix.lower(),
+            "form": form_of(source.path) + compression_of(source.path),
             "format": "auto" if source.format is None else source.format.record.name,
             "options": None if source.format is None else source.format.options.model_dump(mode="json"),
         }

@@ -4,18 +4,21 @@ follows the largest row and not the file."""
 from __future__ import annotations
 
 import codecs
+import io
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from bumblecore_core.run.data.compressed import compression_of, open_data
 from bumblecore_core.run.data.strict_json import Oddity, StrictDecoder, skip_space
 from bumblecore_core.run.data.text_lines import (
     BOM,
     BadFile,
     BadRow,
     FileRow,
+    ReadNotes,
     malformed,
     not_utf8,
     problem_in,
@@ -27,13 +30,13 @@ from bumblecore_core.run.data.text_lines import (
 
 BLOCK = 1 << 20
 LONGEST_CUT = 16  # characters at the end of a text that more text could still complete: an escape or a literal
-TAIL = 1 << 16
+HEAD, TAIL = 1 << 20, 1 << 16
 
 
 class _Window:
     """The text of a file that has been read and not yet used. `at`: the next character; `line`: its line."""
 
-    def __init__(self, path: Path, file: IO[bytes]) -> None:
+    def __init__(self, path: Path, file: io.BufferedReader) -> None:
         self.path = path
         self.text, self.at, self.line, self.bytes_read = "", 0, 1, 0
         self._file, self._rest, self._ended = file, b"", False
@@ -47,7 +50,7 @@ class _Window:
         line_end = self.text.rfind("\n", 0, self.at)
         self._column = self._column + self.at if line_end < 0 else self.at - line_end - 1
         self.text, self.at = self.text[self.at :], 0
-        raw = self._file.read(max(BLOCK, len(self.text)))
+        raw = self._file.read1(max(BLOCK, len(self.text)))
         start, data = self.bytes_read - len(self._rest), self._rest + raw
         self.bytes_read += len(raw)
         self._ended = not raw
@@ -83,26 +86,25 @@ class _Window:
         column = position - line_end if line_end >= 0 else self._column + position + 1
         return self.line + self.text.count("\n", self.at, position), column
 
-    def used(self) -> int:
-        """Bytes of the file that are used, for progress: exact for ASCII, a little more otherwise."""
-        return self.bytes_read - len(self._rest) - (len(self.text) - self.at)
 
-
-def read_json_document(path: Path, max_row_bytes: int) -> Iterator[FileRow | BadRow]:
-    """The elements of the document. The first that is malformed, or cut off by `max_row_bytes`, ends the file."""
-    with path.open("rb") as file:
+def read_json_document(path: Path, notes: ReadNotes, max_row_bytes: int) -> Iterator[FileRow | BadRow]:
+    """The elements of the document, by number where several start on one line. The first that is malformed, or cut off
+    by `max_row_bytes`, ends the file."""
+    numbered = _is_one_line(path)
+    with open_data(path, notes) as file:
         window, decoder = _Window(path, file), StrictDecoder()
         array = window.peek() == "["
-        closing = b"]" if array else b"}"
+        closing = "]" if array else "}"
         if array:
             window.move(window.at + 1)
-        first = True
+        row, before, line = 0, 0, 0
         try:
-            while not _at_end(window, array=array, first=first):
-                first = False
-                line = window.line
+            while not _at_end(window, array=array, first=row == 0):
+                row += 1
+                line = -row if numbered or window.line == before else window.line
+                before = window.line
                 try:
-                    value, end = _decode(window, decoder, max_row_bytes)
+                    value, end = _decode(window, decoder, line, max_row_bytes)
                 except Oddity as odd:
                     # The decoder does not say where the element ends, so it is decoded again, leniently.
                     window.move(json.JSONDecoder().raw_decode(window.text, window.at)[1])
@@ -113,16 +115,17 @@ def read_json_document(path: Path, max_row_bytes: int) -> Iterator[FileRow | Bad
                 try:
                     if size > max_row_bytes:
                         raise BadFile(line, too_large(path, line, max_row_bytes))
-                    yield FileRow(line=line, row=require_object(path, line, value), read=window.used(), size=size)
+                    yield FileRow(line=line, row=require_object(path, line, value), size=size)
                 except BadFile as bad:
                     yield BadRow(line=line, problem=bad.problem)
         except json.JSONDecodeError as error:
-            line, column = window.place(error.pos)
-            if error.pos >= len(window.text.rstrip()) or not _ends_with(file, closing):
-                raise BadFile(line, torn(path, line)) from None
-            raise BadFile(line, malformed(path, line, error.msg, column)) from None
+            at = window.place(error.pos)
+            here = -row if numbered and row else at[0]
+            if error.pos >= len(window.text.rstrip()) or not _ends_with(window, closing):
+                raise BadFile(here, torn(path, here)) from None
+            raise BadFile(here, malformed(path, here, error.msg, at=at)) from None
         except ValueError:
-            raise BadFile(window.line, malformed(path, window.line, "A number has too many digits")) from None
+            raise BadFile(line, malformed(path, line, "A number has too many digits")) from None
 
 
 def _at_end(window: _Window, *, array: bool, first: bool) -> bool:
@@ -143,7 +146,7 @@ def _at_end(window: _Window, *, array: bool, first: bool) -> bool:
     return False
 
 
-def _decode(window: _Window, decoder: StrictDecoder, max_row_bytes: int) -> tuple[Any, int]:
+def _decode(window: _Window, decoder: StrictDecoder, line: int, max_row_bytes: int) -> tuple[Any, int]:
     """The element at the window's position and where it ends, read as far as needed."""
     while True:
         try:
@@ -153,7 +156,7 @@ def _decode(window: _Window, decoder: StrictDecoder, max_row_bytes: int) -> tupl
             if not unfinished:
                 raise
             if len(window.text) - window.at > max_row_bytes:
-                raise BadFile(window.line, too_large(window.path, window.line, max_row_bytes)) from None
+                raise BadFile(line, too_large(window.path, line, max_row_bytes)) from None
             if not window.fill():
                 raise
         else:
@@ -166,7 +169,18 @@ def _bytes_of(text: str, start: int, end: int) -> int:
     return end - start if text.isascii() else len(text[start:end].encode())
 
 
-def _ends_with(file: IO[bytes], closing: bytes) -> bool:
-    file.seek(0, os.SEEK_END)
-    file.seek(max(0, file.tell() - TAIL))
-    return file.read().rstrip().endswith(closing)
+def _is_one_line(path: Path) -> bool:
+    """Whether the document has no line ends, as far as its first `HEAD` bytes show."""
+    with open_data(path) as file:
+        return b"\n" not in file.read(HEAD).strip()
+
+
+def _ends_with(window: _Window, closing: str) -> bool:
+    """Whether the content ends with `closing`."""
+    if compression_of(window.path):  # cannot be read from its end
+        while window.fill():
+            window.at = max(0, len(window.text) - TAIL)
+        return window.text.rstrip().endswith(closing)
+    with window.path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+        return file.read().rstrip().endswith(closing.encode())

@@ -27,6 +27,7 @@ from bumblecore_core.run.data.fingerprint import cache_dir_of, code_fingerprint,
 from bumblecore_core.run.data.report import PrepareReport, Tally, describe_dropped
 from bumblecore_core.run.data.rows import Chunk, read_chunks
 from bumblecore_core.run.data.store import StoreWriter, TokenStore, TornStore
+from bumblecore_core.run.data.text_lines import place
 from bumblecore_core.run.data.verified import count_rebuilt, noting_built, open_verified
 from bumblecore_core.toolkit.seeds import derive_seed
 
@@ -218,22 +219,22 @@ def _count(chunk: Chunk, encoded: Encoded, path: Path, tally: Tally, problems: _
     """Adds a chunk's counts to `tally` and what is wrong in it, in the order of its lines, to `problems`."""
     bad = list(chunk.problems)
     for row, problem in encoded.errors:
-        bad.append((chunk.lines[row], _at(problem, f"{path}:{chunk.lines[row]}")))
+        bad.append((chunk.lines[row], _at(problem, place(path, chunk.lines[row]))))
     for row, dropped in encoded.dropped:
-        place = f"{path}:{chunk.lines[row]}"
+        here = place(path, chunk.lines[row])
         if strict:
             fix = "Correct or remove the row, or set data.strict to false to leave such rows out"
-            problem = Problem(code=dropped.code, problem=dropped.reason, fix=fix, place=place)
+            problem = Problem(code=dropped.code, problem=dropped.reason, fix=fix, place=here)
             bad.append((chunk.lines[row], problem))
         else:
-            tally.drop(dropped.code, dropped.reason, place)
+            tally.drop(dropped.code, dropped.reason, here)
     tally.rows += chunk.rows
     tally.truncated += encoded.truncated
     tally.warnings.update(chunk.warnings)
     tally.warnings.update(encoded.warnings)
     if chunk.blank_lines:
         tally.warnings["BC009"] += chunk.blank_lines
-    problems.add([problem for _, problem in sorted(bad, key=lambda item: item[0])], chunk.repeated, tally.rows)
+    problems.add([problem for _, problem in sorted(bad, key=lambda item: abs(item[0]))], chunk.repeated, tally.rows)
 
 
 def _at(problem: Problem, place: str) -> Problem:

@@ -25,7 +25,7 @@ from bumblecore_core.run.data.detect import (
 )
 from bumblecore_core.run.data.files import Source
 from bumblecore_core.run.data.reading import LARGEST_ROW, TxtSplit, read_rows
-from bumblecore_core.run.data.text_lines import BadRow, FileRow, ReadNotes
+from bumblecore_core.run.data.text_lines import BadRow, FileRow, ReadNotes, place, row_name
 from bumblecore_core.values import Sample, SampleKind
 
 CHUNK_ROWS = 512
@@ -34,7 +34,7 @@ CHUNK_BYTES = 4 << 20  # few but huge rows (whole files) must not add up to giga
 
 @dataclass(kw_only=True)
 class Chunk:
-    """Consecutive rows of one file. `source`: index of the file; `lines[i]`: line of `samples[i]`; `rows`: rows read,
+    """Consecutive rows of one file. `source`: index of the file; `lines[i]`: place of `samples[i]`; `rows`: rows read,
     the bad ones too; `problems`: (line, problem); `repeated`: problems not listed since one like them is; `warnings`:
     of the samples, counted; `read`: bytes read so far, over all files; `format`: name of the file's format, empty while
     no row of it was usable."""
@@ -74,10 +74,10 @@ def read_chunks(
         for item in read_rows(source.path, txt_split=txt_split, notes=notes, max_row_bytes=max_row_bytes):
             if isinstance(item, BadRow):
                 chunk.problems.append((item.line, item.problem))
-                chunk.rows += item.line > 0
+                chunk.rows += item.line != 0
             else:
                 converter.add(item, chunk)
-                chunk.read = before + item.read
+                chunk.read = before + notes.bytes_read
                 size += item.size
             if converter.hopeless:
                 break
@@ -120,23 +120,23 @@ class Converter:
     def add(self, item: FileRow, chunk: Chunk) -> None:
         """Adds the row's sample or its problem to `chunk`."""
         chunk.rows += 1
-        place = f"{self.source.path}:{item.line}"
+        here = place(self.source.path, item.line)
         try:
-            sample = self._convert(item, place)
+            sample = self._convert(item, here)
             chunk.samples.append(sample)
             chunk.warnings.update(sample.warnings)
             chunk.lines.append(item.line)
         except RowError as error:
             other = self._mixed(item) if error.problem.code == "BC007" else None
             if other is None:
-                chunk.problems.append((item.line, error.at(place)))
+                chunk.problems.append((item.line, error.at(here)))
             else:
-                self._add_mix(item, other, place, chunk)
+                self._add_mix(item, other, here, chunk)
         except DataError as error:
             self.hopeless = True
             chunk.problems.extend((item.line, problem) for problem in error.problems)
         except _OtherKind as error:
-            self._add_mix(item, error.schema, place, chunk)
+            self._add_mix(item, error.schema, here, chunk)
 
     def _convert(self, item: FileRow, place: str) -> Sample:
         first = self._first is None
@@ -203,8 +203,8 @@ class Converter:
             code="BC006",
             place=place,
             problem=(
-                f"the file mixes two schemas: {self.name} ({self.reads}) from line {self._first.line} on, with the "
-                f"keys {keys_of(self._first.row)}; and {other} from line {item.line} on, with the "
+                f"the file mixes two schemas: {self.name} ({self.reads}) from {row_name(self._first.line)} on, with "
+                f"the keys {keys_of(self._first.row)}; and {other} from {row_name(item.line)} on, with the "
                 f"keys {keys_of(item.row)}"
             ),
             fix="Split it into one file for each schema.",

@@ -14,6 +14,7 @@ import numpy as np
 
 from bumblecore_core.run.data.encode import Encoded
 from bumblecore_core.run.data.report import PrepareReport
+from bumblecore_core.run.data.text_lines import place
 from bumblecore_core.run.files import write_synced
 from bumblecore_core.run.hashing import file_hash, identity, in_threads
 from bumblecore_core.run.signed_json import read_signed, sign
@@ -155,8 +156,8 @@ class TokenStore:
         return column in self._offsets and bool(self._offsets[column][-1])
 
     def locate(self, index: int) -> str:
-        """`file:line` of the row that the example came from."""
-        return f"{self.files[int(self.sources[index])]}:{int(self._lines[index])}"
+        """The place of the row that the example came from: `file:line` or `file row N`."""
+        return place(self.files[int(self.sources[index])], int(self._lines[index]))
 
 
 class StoreWriter:

@@ -1,4 +1,4 @@
-"""Rows of the two tabular forms: CSV with a header, and Parquet through pyarrow."""
+"""Rows of tables: CSV and TSV with a header, and Parquet through pyarrow."""
 
 from __future__ import annotations
 
@@ -14,30 +14,32 @@ from bumblecore_core.run.data.text_lines import (
     BadRow,
     FileRow,
     ReadNotes,
+    place,
     problem_in,
     text_lines,
     too_large,
 )
 
 FIELD_LIMIT = 2**31 - 1  # csv's own limit of 128 KiB is too small for documents
+_DELIMITERS = {",": "comma", "\t": "tab"}
 PARQUET_BATCH, PARQUET_BATCH_BYTES = 512, 4 << 20  # rows, and roughly their bytes in memory
 PARQUET_BUFFER = 1 << 20  # read column chunks in pieces: a file may be one row group
 
 
-def read_csv(path: Path, notes: ReadNotes, max_row_bytes: int) -> Iterator[FileRow | BadRow]:
-    """Rows of a comma-separated file; the first line names the columns, every value is text. A malformed row that the
-    CSV syntax cannot get past ends the file, and so does one of more than `max_row_bytes`."""
+def read_csv(path: Path, notes: ReadNotes, max_row_bytes: int, delimiter: str = ",") -> Iterator[FileRow | BadRow]:
+    """Rows of a comma- or tab-separated file, quoted alike; the first line names the columns, every value is text. A
+    malformed row that the CSV syntax cannot get past ends the file, and so does one of more than `max_row_bytes`."""
     csv.field_size_limit(FIELD_LIMIT)
     read = used = 0  # bytes read so far, and up to the row that is being read
 
     def lines() -> Iterator[str]:
         nonlocal read
-        for _, text, read in text_lines(path, max_row_bytes):
+        for _, text, read in text_lines(path, max_row_bytes, notes):
             if text is None or read - used > max_row_bytes:
                 raise BadFile(line, too_large(path, line, max_row_bytes))
             yield text
 
-    reader = csv.reader(lines(), strict=True)
+    reader = csv.reader(lines(), strict=True, delimiter=delimiter)
     header: list[str] | None = None
     line = 1
     try:
@@ -49,16 +51,18 @@ def read_csv(path: Path, notes: ReadNotes, max_row_bytes: int) -> Iterator[FileR
                 header = _header(path, here, values)
             elif len(values) != len(header):
                 problem = f"the row has {len(values)} fields where the header has {len(header)}"
-                fix = "Quote fields that hold a comma or a line end."
-                yield BadRow(line=here, problem=Problem(code="BC001", place=f"{path}:{here}", problem=problem, fix=fix))
+                fix = f"Quote fields that hold a {_DELIMITERS[delimiter]} or a line end."
+                yield BadRow(
+                    line=here, problem=Problem(code="BC001", place=place(path, here), problem=problem, fix=fix)
+                )
             else:
-                yield FileRow(line=here, row=dict(zip(header, values, strict=True)), read=read, size=size)
+                yield FileRow(line=here, row=dict(zip(header, values, strict=True)), size=size)
     except csv.Error as error:
         torn = "unexpected end of data" in str(error)
         problem = "the file ends inside a quoted field" if torn else f"malformed CSV: {error}"
         fix = "Close the quote, or write the file again if its writing was interrupted." if torn else "Correct the row."
         code = "BC010" if torn else "BC001"
-        raise BadFile(line, Problem(code=code, place=f"{path}:{line}", problem=problem, fix=fix)) from None
+        raise BadFile(line, Problem(code=code, place=place(path, line), problem=problem, fix=fix)) from None
 
 
 def _header(path: Path, line: int, names: list[str]) -> list[str]:
@@ -66,7 +70,7 @@ def _header(path: Path, line: int, names: list[str]) -> list[str]:
     if repeated is not None:
         problem = Problem(
             code="BC005",
-            place=f"{path}:{line}",
+            place=place(path, line),
             field=repeated,
             problem="the header names this column twice",
             fix="Rename or remove one of them.",
@@ -75,8 +79,8 @@ def _header(path: Path, line: int, names: list[str]) -> list[str]:
     return names
 
 
-def read_parquet(path: Path, max_row_bytes: int) -> Iterator[FileRow | BadRow]:
-    """Rows of a Parquet file, streamed in batches; the line is the row's number. Nulls stay None."""
+def read_parquet(path: Path, notes: ReadNotes, max_row_bytes: int) -> Iterator[FileRow | BadRow]:
+    """Rows of a Parquet file by number, streamed in batches. Nulls stay None."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -90,31 +94,32 @@ def read_parquet(path: Path, max_row_bytes: int) -> Iterator[FileRow | BadRow]:
         ) from error
     try:
         with pq.ParquetFile(path, buffer_size=PARQUET_BUFFER) as file:
-            yield from _parquet_rows(path, file, max_row_bytes)
+            yield from _parquet_rows(path, file, notes, max_row_bytes)
     except pa.ArrowException as error:
         problem = f"the content is not a readable Parquet file ({type(error).__name__})"
         fix = "Write it again; a Parquet file cut short has lost its footer."
         raise BadFile(0, Problem(code="BC061", place=str(path), problem=problem, fix=fix)) from None
 
 
-def _parquet_rows(path: Path, file: Any, max_row_bytes: int) -> Iterator[FileRow | BadRow]:
+def _parquet_rows(path: Path, file: Any, notes: ReadNotes, max_row_bytes: int) -> Iterator[FileRow | BadRow]:
     size, total, line = path.stat().st_size, max(1, file.metadata.num_rows), 0
     for batch in file.iter_batches(batch_size=_batch_size(file.metadata)):
+        notes.bytes_read = size * -line // total
         whole = batch.nbytes <= max_row_bytes
         parts = [batch] if whole else (batch.slice(index, 1) for index in range(batch.num_rows))
         for part in parts:
             if not whole and part.nbytes > max_row_bytes:
-                line += 1
+                line -= 1
                 yield BadRow(line=line, problem=too_large(path, line, max_row_bytes))
                 continue
             for row in part.to_pylist():
-                line += 1
+                line -= 1
                 try:
                     refuse_bad_text(row)
                 except Oddity as odd:
                     yield BadRow(line=line, problem=problem_in(path, line, odd))
                 else:
-                    yield FileRow(line=line, row=row, read=size * line // total, size=part.nbytes // part.num_rows)
+                    yield FileRow(line=line, row=row, size=part.nbytes // part.num_rows)
 
 
 def _batch_size(metadata: Any) -> int:
