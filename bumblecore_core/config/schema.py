@@ -95,7 +95,10 @@ class DataSection(Section):
     packing: bool = Field(False, description="Fill each of a micro-batch's rows with whole documents up to max_length.")
     eval_path: Files | None = Field(None, description="Evaluation data, in the forms of path.")
     eval_split: float | None = Field(
-        None, gt=0, lt=1, description="Share of the rows to hold out for evaluation, chosen by the seed."
+        None,
+        gt=0,
+        lt=1,
+        description="Share of the rows to hold out for evaluation, chosen by the seed; never a part of a row.",
     )
     txt_split: Literal["line", "paragraph", "file"] = Field("line", description="What one row of a .txt file is.")
     max_row_bytes: int = Field(

@@ -26,7 +26,7 @@ from bumblecore_core.run.build import attention_records, build, build_optimizer,
 from bumblecore_core.run.data.loader import collate
 from bumblecore_core.run.data.of_run import Shards, may_share_prefixes, plan_of
 from bumblecore_core.run.data.plan import BatchPlan, MicroBatch
-from bumblecore_core.run.data.prepare import split_eval
+from bumblecore_core.run.data.split import split_eval
 from bumblecore_core.run.groups import parameter_groups
 from bumblecore_core.run.guarded import guarded_stage
 from bumblecore_core.run.memory import Placement, placement_of
@@ -121,7 +121,7 @@ def prepare(
         eval_store = shards.store(config.data.eval_path, resolved.eval_formats, "data.eval_path")
         eval_rows = np.arange(len(eval_store))
     elif config.data.eval_split is not None:
-        rows, eval_rows = split_eval(len(store), config.data.eval_split, config.train.seed)
+        rows, eval_rows = split_eval(store.rows(), config.data.eval_split, config.train.seed)
     for made in {id(store): store, id(eval_store): eval_store}.values():
         if times is not None and not made.report.reused:
             times.add("stages", resolved.stage.name, "encode, with reading", made.report.seconds)

@@ -1,13 +1,11 @@
-"""From files to shards: what is counted, what is refused, and the rows that are held out."""
+"""From files to shards: what is counted, and what is refused."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from data_stages import RECORDS, ByteStage, prepare, record, refused, summary, tokens
 
-from bumblecore_core.errors import DataError, PluginError
-from bumblecore_core.run.data.prepare import split_eval
+from bumblecore_core.errors import PluginError
 from bumblecore_core.values import TokenExample
 
 
@@ -150,19 +148,3 @@ def test_bc060_names_the_plugin_that_broke_its_contract(data):
     ]:
         with pytest.raises(PluginError, match=r"BC060.*'(broken|bytes)'"):
             prepare(path, **options)
-
-
-@pytest.mark.parametrize(("count", "share", "held_out"), [(2, 0.01, 1), (2, 0.99, 1), (10, 0.25, 2), (1000, 0.1, 100)])
-def test_split_eval(count, share, held_out):
-    train, evaluation = split_eval(count, share, seed=1)
-    assert len(evaluation) == held_out
-    assert sorted([*train, *evaluation]) == list(range(count))
-    assert np.array_equal(split_eval(count, share, seed=1)[1], evaluation)
-    assert np.all(np.diff(train) > 0)
-    assert np.all(np.diff(evaluation) > 0)
-
-
-def test_split_eval_depends_on_the_seed_and_needs_two():
-    assert not np.array_equal(split_eval(1000, 0.1, seed=1)[1], split_eval(1000, 0.1, seed=2)[1])
-    with pytest.raises(DataError, match="BC008"):
-        split_eval(1, 0.5, seed=1)

@@ -29,7 +29,6 @@ from bumblecore_core.run.data.rows import Chunk, read_chunks
 from bumblecore_core.run.data.store import StoreWriter, TokenStore, TornStore
 from bumblecore_core.run.data.text_lines import place
 from bumblecore_core.run.data.verified import count_rebuilt, noting_built, open_verified
-from bumblecore_core.toolkit.seeds import derive_seed
 
 MOST_PROBLEMS = 300
 READ_ON_ROWS = 20_000  # after the first problem: enough to show the pattern, without tokenizing what is thrown away
@@ -129,17 +128,6 @@ def prepare_store(
             raise one(RunError, "BC042", problem, fix, place=str(directory)) from torn
         count_rebuilt(store, damaged)
     return store
-
-
-def split_eval(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(training, evaluation) indices of `count` examples, each sorted: `share` of them (at least one, never all) are
-    drawn for evaluation, the same ones for the same seed. Raises `DataError` BC008 below two examples."""
-    if count < 2:
-        problem = f"data.eval_split cannot hold out a part of {count} example(s)"
-        raise one(DataError, "BC008", problem, "Add data, or leave data.eval_split out", field="data.eval_split")
-    held_out = min(count - 1, max(1, round(count * share)))
-    order = np.random.default_rng(derive_seed(seed, "eval_split")).permutation(count)
-    return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
 @contextmanager

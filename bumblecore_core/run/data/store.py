@@ -155,6 +155,11 @@ class TokenStore:
         """Whether any example has values in this column."""
         return column in self._offsets and bool(self._offsets[column][-1])
 
+    def rows(self) -> np.ndarray:
+        """(n,) int64, for each example the row that it came from, counted from 0 over those that gave an example."""
+        differs = (np.diff(self.sources) != 0) | (np.diff(self._lines) != 0)
+        return np.cumsum(np.concatenate([np.zeros(min(1, len(self)), dtype=np.int64), differs]))
+
     def locate(self, index: int) -> str:
         """The place of the row that the example came from: `file:line` or `file row N`."""
         return place(self.files[int(self.sources[index])], int(self._lines[index]))
