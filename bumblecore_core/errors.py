@@ -156,7 +156,7 @@ CODES: dict[str, str] = {
     "BC025": "the end of turn is not trained",
     "BC026": "no pad token; the choice made for generation",
     "BC027": "a token id is outside the embedding",
-    "BC028": "rows whose prompt does not fit max_length",
+    "BC028": "rows that do not fit max_length",
     "BC029": "a model lacks a weight file",
     "BC030": "missing or unexpected weights",
     "BC031": "adapter targets match nothing",
@@ -218,4 +218,6 @@ CODES: dict[str, str] = {
     "BC085": "the data has token weights that the loss does not accept",
     "BC094": "an installed library has a version that is not supported",
     "BC095": "a compressed data file is damaged or cut short",
+    "BC096": "all feedback rows have the same label",
+    "BC097": "more rows are bad than data.max_bad_share",
 }

@@ -124,6 +124,17 @@ class DataSection(Section):
         "control",
         description="Special tokens written out in a row's texts: read as control tokens, as plain text, or an error.",
     )
+    too_long: Literal["truncate", "drop", "error"] = Field(
+        "truncate",
+        description="Rows that do not fit max_length. truncate: cut them, and leave out and count those whose prompt "
+        "does not fit (more than 5 % of the rows: an error); drop: leave out and count all of them; error: refuse.",
+    )
+    on_bad_row: Literal["error", "skip"] = Field(
+        "error", description="Rows with an error: refuse the data, or skip, count and list them."
+    )
+    max_bad_share: float = Field(
+        0.05, ge=0, le=1, description="Share of rows that on_bad_row: skip may skip; more are an error."
+    )
     strict: bool = Field(False, description="Make errors of the oddities that are otherwise dropped and counted.")
 
 

@@ -142,7 +142,7 @@ def prepare(
         plan=plan,
         eval_store=eval_store,
         eval_plan=plan_of(resolved, eval_store, eval_rows, world_size, evaluation=True) if len(eval_rows) else None,
-        warnings=(*_rebuilt(store, eval_store), *warnings),
+        warnings=(*_eval_warnings(store, eval_store), *warnings),
     )
 
 
@@ -238,11 +238,14 @@ def _trained_model(
     return adapted(resolved, adapter, model, base=prepared.model_dir, checkpoint=checkpoint)
 
 
-def _rebuilt(store: TokenStore, eval_store: TokenStore) -> list[str]:
-    """What is to be said of damaged evaluation shards; the report of `store` is shown as a whole."""
-    apart = eval_store.directory != store.directory
-    lines = eval_store.report.warning_lines() if apart else []
-    return [f"{line} ({eval_store.directory})" for line in lines if line.startswith("BC075")]
+def _eval_warnings(store: TokenStore, eval_store: TokenStore) -> list[str]:
+    """Damaged shards, cut examples and skipped rows of `data.eval_path`; the report of `store` is shown in full."""
+    if eval_store.directory == store.directory:
+        return []
+    report = eval_store.report
+    lines = [line for line in report.warning_lines() if line.startswith(("BC066", "BC075"))]
+    lines += [f"{count:,} evaluation rows skipped: {reason}" for reason, count in report.skipped_lines()]
+    return [f"{line} ({eval_store.directory})" for line in lines]
 
 
 def _require_rows(resolved: ResolvedRun, stage: Stage, world_size: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bumblecore_core.config.schema import RunConfig
+from bumblecore_core.run.data.bad_rows import SKIPPED_LOG
 from bumblecore_core.run.data.plan import BatchPlan
 from bumblecore_core.run.memory import MemoryInputs, Placement, estimate, readable
 from bumblecore_core.toolkit.token_weights import as_count
@@ -40,6 +41,9 @@ def data_facts(store: TokenStore, rows: np.ndarray, eval_rows: int, plan: BatchP
     if plan.options.packing:
         facts.append(("packing fill", f"{plan.fill():.1%} of {plan.options.max_length} tokens"))
     facts += [("dropped", f"{count:,} rows: {reason}") for reason, count in report.dropped_lines()]
+    facts += [("skipped", f"{count:,} rows: {reason}") for reason, count in report.skipped_lines()]
+    if report.skipped:
+        facts.append(("skipped", f"all of them are listed in {store.directory / SKIPPED_LOG}"))
     if report.truncated:
         facts.append(("truncated", f"{report.truncated:,} examples cut at data.max_length"))
     facts += [("warning", line) for line in report.warning_lines()]

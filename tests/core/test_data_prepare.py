@@ -6,7 +6,8 @@ import pytest
 from data_stages import RECORDS, ByteStage, prepare, record, refused, summary, tokens
 
 from bumblecore_core.errors import PluginError
-from bumblecore_core.values import TokenExample
+from bumblecore_core.run.data import bad_rows
+from bumblecore_core.values import FeedbackSample, TokenExample
 
 
 def test_examples_places_and_counts(data):
@@ -40,21 +41,26 @@ def test_strict_makes_errors_of_dropped_rows(data):
 
 def test_row_errors_get_their_place_in_the_order_of_lines(data):
     error = refused(data(["a", "bad", {"other": 1}, "bad"]))
-    assert summary(error) == [("BC014", "a.jsonl:2"), ("BC007", "a.jsonl:3"), ("BC014", "a.jsonl:4")]
-    assert str(error).splitlines()[0] == "BC014 a.jsonl:2 text: it is bad. make it good."
+    assert summary(error) == [("BC014", "a.jsonl:2"), ("BC007", "a.jsonl:3")]
+    assert str(error).splitlines()[0] == (
+        "BC014 a.jsonl:2 text: it is bad (2 of 4 rows read: a.jsonl:2, a.jsonl:4). make it good."
+    )
 
 
-def test_many_problems_are_counted_and_reading_stops(data):
-    error = refused(data(["bad"] * 250))
+def test_different_problems_are_counted_and_reading_stops(data, tmp_path):
+    (tmp_path / "a.jsonl").write_text("oops\n" * 250)
+    error = refused("a.jsonl")
     assert error.total == 250
     assert len(str(error).splitlines()) == 21
     assert str(error).endswith("… and 230 more.")
-    assert refused(data(["bad"] * 5000)).total < 1100
-
-
-def test_a_file_of_bad_lines_is_not_read_to_its_end(data, tmp_path):
     (tmp_path / "a.jsonl").write_text("oops\n" * 100_000)
     assert refused("a.jsonl").total < 1100
+
+
+def test_a_file_of_equal_bad_rows_is_not_read_to_its_end(data, monkeypatch):
+    monkeypatch.setattr(bad_rows, "READ_ON_ROWS", 1000)
+    (problem,) = refused(data(["bad"] * 5000)).problems
+    assert "all 1,536 rows read: a.jsonl:1, a.jsonl:2, a.jsonl:3, …" in problem.problem
 
 
 def test_nothing_is_kept_of_a_failed_build(data, tmp_path):
@@ -65,7 +71,7 @@ def test_nothing_is_kept_of_a_failed_build(data, tmp_path):
 def test_bc006_names_both_schemas_once(data):
     error = refused(data(["a", {"text": "b", "input": ""}, {"chat": "c"}, {"chat": "d"}]))
     assert summary(error) == [("BC006", "a.jsonl:3")]
-    assert error.total == 2
+    assert "2 of 4 rows read: a.jsonl:3, a.jsonl:4" in str(error)
     for part in ("text (text) from line 1", "chat (chat) from line 3", "keys text", "keys chat"):
         assert part in str(error)
 
@@ -129,6 +135,28 @@ def test_bc063_detected_and_named(data):
         assert summary(error) == [("BC063", "a.jsonl:1")]
         assert "'chat' gives chat samples" in str(error)
         assert "'bytes' reads text samples" in str(error)
+
+
+class Completions(ByteStage):
+    def encode_one(self, sample):
+        return self.example(sample.completion[0]["content"])
+
+
+class Labelled:
+    def convert(self, *, row):
+        reply = {"role": "assistant", "content": row["text"]}
+        return FeedbackSample(prompt=({"role": "user", "content": "?"},), completion=(reply,), label=row["label"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "warned"), [([True] * 3, {"BC096": 3}), ([False], {"BC096": 1}), ([True, False], {})]
+)
+def test_bc096_feedback_with_one_label(data, labels, warned):
+    feedback = record("text", "feedback")
+    object.__setattr__(feedback, "build", lambda *, options: Labelled())
+    path = data([{"text": "a", "label": label} for label in labels])
+    store = prepare(path, stage=Completions(), reads="feedback", records={"text": feedback})
+    assert store.report.warnings == warned
 
 
 def test_bc060_names_the_plugin_that_broke_its_contract(data):

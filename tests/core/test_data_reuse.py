@@ -76,10 +76,12 @@ def test_any_number_of_processes_gives_the_same_bytes(data, tmp_path, make_stage
     texts = [f"split {'word ' * (i % 7)}" if i % 3 else f"row {i} drop" for i in range(1500)] + ["drop", "cut", "warn"]
     data(texts)
     one, two = (
-        prepare("a.jsonl", num_proc=n, cache_dir=str(tmp_path / f"cache-{n}"), make_stage=make_stage) for n in (0, 2)
+        prepare("a.jsonl", num_proc=n, cache_dir=str(tmp_path / f"cache-{n}"), make_stage=make_stage, too_long="drop")
+        for n in (0, 2)
     )
     assert files_of(one) == files_of(two)
     assert (one.report.dropped, one.report.warnings) == (two.report.dropped, two.report.warnings)
+    assert [row.code for row in one.report.dropped] == ["BC015", "BC028"]
     assert len(one) > 3000
 
 
@@ -87,7 +89,8 @@ def test_problems_are_the_same_with_processes(data, tmp_path):
     data(["bad" if i % 100 == 7 else "a" for i in range(1500)])
     errors = [refused("a.jsonl", num_proc=n) for n in (0, 2)]
     assert errors[0].problems == errors[1].problems
-    assert len(errors[0].problems) == 15
+    (problem,) = errors[0].problems
+    assert "15 of 1,500 rows read: a.jsonl:8, a.jsonl:108, a.jsonl:208, …" in problem.problem
 
 
 def test_a_stage_that_cannot_travel_runs_here(data):

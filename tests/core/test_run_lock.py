@@ -47,8 +47,9 @@ SAME = [
     *[("config.output_dir", "elsewhere"), ("config.loggers", []), ("config.loggers.0.name", "bar")],
     *[("config.checkpoint.save_steps", None), ("config.checkpoint", GONE), ("config.data.cache_dir", None)],
     *[("config.data.num_proc", 4), ("config.data.num_workers", 0), ("config.train.logging_steps", 10)],
-    ("config.train.max_skipped_steps", 3),
+    *[("config.train.max_skipped_steps", 3), ("config.data.max_bad_share", 0.5)],
     # compared by their content
+    *[("config.data.on_bad_row", "skip"), ("config.data.too_long", "drop")],
     *[("config.data.path", ["moved.jsonl"]), ("config.data.eval_path", "moved"), ("config.data.format", "alpaca")],
     *[("config.model.path", "moved"), ("config.model.tokenizer", "moved"), ("config.model.chat_template", "moved")],
     ("config.optimizer.table", "moved"),

@@ -160,11 +160,37 @@ def test_row_21_a_directory_is_not_a_file(scene):
     scene.plan(data__path="corpus").only("BC021", " corpus data.path", "directory", "corpus/*.jsonl")
 
 
-def test_many_problems_are_twenty_lines_and_a_count(scene):
-    scene.rows([*good(1), *[chat(user(), user(), reply())] * 30])
+def test_equal_problems_of_many_rows_are_one_line(scene):
+    path = scene.rows([*good(1), *[chat(user(), user(), reply())] * 30])
+    scene.plan().only("BC013", f" {path}:2", "messages[1]", f"30 of 31 rows read: {path}:2, {path}:3, {path}:4, …")
+
+
+def test_different_problems_are_twenty_lines_and_a_count(scene):
+    scene.rows([*good(1), *["oops"] * 30])
     answer = scene.plan()
     assert len(answer.lines) == 20
     assert answer.err.splitlines()[-1] == "… and 10 more."
+
+
+# -- policies ---------------------------------------------------------------------------------------------------------
+
+
+def test_row_62_bad_rows_are_skipped_counted_and_listed(scene):
+    path = scene.rows([*good(38), chat(user(), user(), reply()), "oops"])
+    out = scene.plan(code=0, data__on_bad_row="skip").out
+    assert "40 read, 38 training examples" in out
+    for part in (f"1 rows: BC013 roles out of order ({path}:39)", f"({path}:40)", "skipped-rows.log"):
+        assert part in out
+    config = scene.config(data__on_bad_row="skip", data__max_bad_share=0.04)
+    lines = scene.call("plan", config).lines
+    assert [line.split()[0] for line in lines] == ["BC097"]
+    assert f" {scene.line_of(config, 'max_bad_share')} data.max_bad_share" in lines[0]
+
+
+def test_row_64_a_column_that_all_rows_lack_is_one_line_with_the_yaml(scene):
+    path = scene.rows([{"question": SECRET, "output": SECRET}] * 40)
+    fix = "data.format: {name: alpaca, instruction: question}"
+    scene.plan(data__format="alpaca").only("BC007", f" {path}:1", "all 40 rows", "question, output", fix)
 
 
 # -- length -----------------------------------------------------------------------------------------------------------
@@ -186,3 +212,9 @@ def test_row_28_is_an_error_above_five_percent(scene):
     config = scene.config()
     answer = scene.call("plan", config)
     answer.only("BC028", f" {scene.line_of(config, 'max_length')} data.max_length", "4 of 44 rows (9%)", f"{path}:41")
+    assert "4 rows: BC028" in scene.plan(code=0, data__too_long="drop").out
+
+
+def test_row_63_many_cut_replies_are_a_warning(scene):
+    scene.rows([*good(18), *[chat(user(), reply("a cat sat " * 200))] * 2])
+    assert "BC066 2 of 20 examples (10%) are cut at data.max_length, 2 of them lose" in scene.plan(code=0).out

@@ -12,7 +12,7 @@ from templates import SHAPES, tokenizer_for
 
 from bumblecore_core import ChatSample, ModelError
 from bumblecore_core.run.blame import Plugin
-from bumblecore_core.run.data.encode import encode_chunks
+from bumblecore_core.run.data.encode import LengthPolicy, encode_chunks
 from bumblecore_core.run.data.rows import Chunk
 from bumblecore_core.toolkit import limits, templates
 from bumblecore_core.toolkit.chat import MOST_TURNS, ChatEncoder
@@ -137,5 +137,14 @@ def test_the_limits_hold_in_processes_that_tokenize():
     factory = Factory(SOUND + "{% if messages[0].content == 'x' %}" + ENDLESS + "{% endif %}")
     chunks = [Chunk(source=0, samples=[chat(text, "b")], lines=[1], rows=1) for text in ("a", "x", "a")]
     with pytest.raises(ModelError, match="BC092") as caught:
-        list(encode_chunks(chunks, stage=factory(), plugin=SFT, num_proc=2, make_stage=factory))
+        list(
+            encode_chunks(
+                chunks,
+                stage=factory(),
+                plugin=SFT,
+                num_proc=2,
+                lengths=LengthPolicy(max_length=1024),
+                make_stage=factory,
+            )
+        )
     assert pickle.loads(pickle.dumps(caught.value)).problems[0].code == "BC092"

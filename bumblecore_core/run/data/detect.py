@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeAlias
@@ -25,6 +28,20 @@ KIND_OF: Mapping[type, SampleKind] = {
 KINDS = tuple(KIND_OF.values())
 Match: TypeAlias = tuple[DataFormatRecord, tuple[SampleKind, ...]]
 """A format, and the kinds of sample that it can make of a row."""
+LONGEST_KEY = 40
+SYNONYMS = {
+    "instruction": ("question", "prompt", "query", "task"),
+    "output": ("answer", "response", "completion", "reply"),
+    "text": ("content", "body", "document"),
+    "messages": ("conversation", "conversations", "chat", "dialog"),
+    "conversations": ("conversation", "messages", "chat", "dialog"),
+    "prompt": ("question", "instruction", "query"),
+    "completion": ("answer", "response", "output"),
+    "chosen": ("preferred", "accepted", "better"),
+    "rejected": ("dispreferred", "worse"),
+}
+"""Columns that probably hold a field."""
+YAML_WORDS = ("true", "false", "yes", "no", "on", "off", "y", "n", "null")
 
 
 def matching(records: Sequence[DataFormatRecord], row: Mapping[str, Any]) -> list[Match]:
@@ -151,8 +168,34 @@ PARTS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 """What each field of a sample must be, and the words for it."""
 
 
+def mapping_fix(chosen: Selected[DataFormatRecord], field: str, row: Mapping[str, Any]) -> str:
+    """Which option of the format names the missing `field`, with the row's column that it could name; empty if no
+    option does, or no column is left. The user checks the column: this one is only likely."""
+    options = chosen.options.model_dump()
+    option = next((name for name, value in options.items() if value == field), None)
+    free = [key for key in row if key not in options.values() and len(key) <= LONGEST_KEY]
+    if option is None or not free:
+        return ""
+    others = difflib.get_close_matches(field, free, n=1) or [key for key in free if key in SYNONYMS.get(field, ())]
+    named = {
+        "name": chosen.record.name,
+        **chosen.options.model_dump(exclude_defaults=True),
+        option: [*others, *free][0],
+    }
+    pairs = ", ".join(f"{key}: {_yaml(value)}" for key, value in named.items())
+    return f"Name the column that holds it, such as data.format: {{{pairs}}}"
+
+
+def _yaml(value: Any) -> str:
+    """A value of a flow mapping; text is quoted unless it is a plain word."""
+    plain = (
+        isinstance(value, str) and re.fullmatch("[A-Za-z_][A-Za-z_0-9-]*", value) and value.lower() not in YAML_WORDS
+    )
+    return value if plain else json.dumps(value, ensure_ascii=False, default=str)
+
+
 def keys_of(row: Mapping[str, Any], most: int = 12) -> str:
     """The row's keys for a message."""
-    names = [str(key)[:40] for key in row]
+    names = [str(key)[:LONGEST_KEY] for key in row]
     shown = ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
     return shown or "(none)"

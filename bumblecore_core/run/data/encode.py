@@ -12,7 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context, resource_tracker
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,14 +28,40 @@ SMALL_BYTES = 64 << 20
 MOST_PROCESSES = 8
 WANTS_RESULTS = "`encode` returns for each sample a TokenExample, several of them, a Dropped or a RowError"
 WANTS_EXAMPLE = "A TokenExample has the stage's columns of 32-bit integers, a length of 1 or more and a count"
+CUT = Dropped(code="BC028", reason="the row does not fit data.max_length")
+TOO_LONG = RowError(
+    code="BC028",
+    field="",
+    problem="the row does not fit data.max_length",
+    fix="Raise data.max_length, or set data.too_long to drop or truncate",
+)
 _EMPTY, _RANGE = np.zeros(0, dtype=np.int32), np.iinfo(np.int32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthPolicy:
+    """What becomes of rows of which a stage cuts something off, so that they fit in `max_length` tokens."""
+
+    max_length: int
+    too_long: Literal["truncate", "drop", "error"] = "truncate"
+
+    def apply(self, result: Any) -> Any:
+        """A stage's result for a row, or what takes its place."""
+        if self.too_long == "truncate":
+            return result
+        parts = result if isinstance(result, Sequence) else [result]
+        is_cut = any(isinstance(part, TokenExample) and part.truncated for part in parts)
+        if self.too_long == "drop":
+            return CUT if is_cut else result
+        return TOO_LONG if is_cut or (isinstance(result, Dropped) and result.code == CUT.code) else result
 
 
 @dataclass(kw_only=True)
 class Encoded:
     """The examples of a chunk as arrays. `columns`: name → all examples' values one after another, int32; `sizes`: name
     → (n,) values of each example; `lengths` (int32), `counts` (float64): (n,) of the examples; `rows`: (n,) index of
-    the sample that each came from. `dropped`: (row, what); `errors`: (row, problem without its place)."""
+    the sample that each came from. `truncated`: how many are cut, `cut_ends`: how many at the very limit. `dropped`:
+    (row, what); `errors`: (row, problem without its place)."""
 
     columns: dict[str, np.ndarray]
     sizes: dict[str, np.ndarray]
@@ -44,11 +70,12 @@ class Encoded:
     rows: np.ndarray
     truncated: int
     warnings: Counter[str]
+    cut_ends: int = 0
     dropped: list[tuple[int, Dropped]] = field(default_factory=list)
     errors: list[tuple[int, Problem]] = field(default_factory=list)
 
 
-def encode_samples(stage: Stage, samples: Sequence[Sample], plugin: Plugin) -> Encoded:
+def encode_samples(stage: Stage, samples: Sequence[Sample], plugin: Plugin, lengths: LengthPolicy) -> Encoded:
     """Encodes a chunk and checks what the stage returned. Raises `PluginError` BC060 where that breaks its contract."""
     try:
         results = stage.encode(samples=samples) if samples else ()
@@ -67,7 +94,7 @@ def encode_samples(stage: Stage, samples: Sequence[Sample], plugin: Plugin) -> E
     rows: list[int] = []
     dropped: list[tuple[int, Dropped]] = []
     errors: list[tuple[int, Problem]] = []
-    for row, result in enumerate(results):
+    for row, result in enumerate(map(lengths.apply, results)):
         if isinstance(result, RowError):
             errors.append((row, result.problem))
         elif isinstance(result, Dropped):
@@ -91,6 +118,7 @@ def encode_samples(stage: Stage, samples: Sequence[Sample], plugin: Plugin) -> E
         counts=np.fromiter((example.count for example in examples), dtype=np.float64),
         rows=_numbers(rows),
         truncated=sum(example.truncated for example in examples),
+        cut_ends=sum(example.truncated and example.length >= lengths.max_length for example in examples),
         warnings=Counter(warning for example in examples for warning in example.warnings),
         dropped=dropped,
         errors=errors,
@@ -134,6 +162,7 @@ def encode_chunks(
     stage: Stage,
     plugin: Plugin,
     num_proc: int,
+    lengths: LengthPolicy,
     make_stage: Callable[[], Stage] | None = None,
 ) -> Generator[tuple[Chunk, Encoded], None, None]:
     """Each chunk with its examples, in the chunks' order. `num_proc` 0 or 1: in this process.
@@ -143,11 +172,11 @@ def encode_chunks(
     """
     if num_proc <= 1:
         for chunk in chunks:
-            yield chunk, encode_samples(stage, chunk.samples, plugin)
+            yield chunk, encode_samples(stage, chunk.samples, plugin, lengths)
         return
     factory = pickle.dumps(make_stage if make_stage is not None else _Ready(stage))
     pool = ProcessPoolExecutor(
-        num_proc, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(factory, plugin)
+        num_proc, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(factory, plugin, lengths)
     )
     workers = pool._processes
     # Python 3.10 waits for ever for a killed worker to read the queue
@@ -199,21 +228,21 @@ class _Ready:
         return self.stage
 
 
-_worker: tuple[Stage, Plugin] | None = None
+_worker: tuple[Stage, Plugin, LengthPolicy] | None = None
 
 
-def _start_worker(factory: bytes, plugin: Plugin) -> None:
+def _start_worker(factory: bytes, plugin: Plugin, lengths: LengthPolicy) -> None:
     global _worker
     follow_parent()
     # One core for each process: the tokenizer's own threads would only compete.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _worker = (pickle.loads(factory)(), plugin)
+    _worker = (pickle.loads(factory)(), plugin, lengths)
 
 
 def _encode_in_worker(samples: Sequence[Sample]) -> Encoded:
     assert _worker is not None
-    stage, plugin = _worker
-    return encode_samples(stage, samples, plugin)
+    stage, plugin, lengths = _worker
+    return encode_samples(stage, samples, plugin, lengths)
 
 
 def _next(waiting: deque[tuple[Chunk, Future[Encoded]]]) -> tuple[Chunk, Encoded]:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,17 @@ from bumblecore_core.records import DataFormatRecord, Options, StageRecord
 from bumblecore_core.registry import Registry
 from bumblecore_core.run.blame import Plugin
 from bumblecore_core.run.console import say
+from bumblecore_core.run.data.bad_rows import SKIPPED_LOG, BadRows, RowProblem, refuse_bad_share
 from bumblecore_core.run.data.cache import build_lock, fresh_directory, remove_leftovers
-from bumblecore_core.run.data.encode import Encoded, encode_chunks, processes
+from bumblecore_core.run.data.encode import Encoded, LengthPolicy, encode_chunks, processes
 from bumblecore_core.run.data.files import Source, resolve_files
 from bumblecore_core.run.data.fingerprint import cache_dir_of, code_fingerprint, content_hashes, data_fingerprint
-from bumblecore_core.run.data.report import PrepareReport, Tally, describe_dropped
+from bumblecore_core.run.data.report import PrepareReport, Tally
 from bumblecore_core.run.data.rows import Chunk, read_chunks
 from bumblecore_core.run.data.store import StoreWriter, TokenStore, TornStore
 from bumblecore_core.run.data.text_lines import place
 from bumblecore_core.run.data.verified import count_rebuilt, noting_built, open_verified
 
-MOST_PROBLEMS = 300
-READ_ON_ROWS = 20_000  # after the first problem: enough to show the pattern, without tokenizing what is thrown away
 MOST_UNFITTING = 0.05
 
 
@@ -58,9 +58,10 @@ def prepare_store(
     `rendering`: what the tokens of chats depend on beside the tokenizer. `formats`: of each file, None to tell it
     from its first row; more than there are files are ignored. `make_stage`: picklable, makes the stage in a worker
     process; None pickles `stage`. Safe to call in several processes at once: one builds, the others wait and reuse.
-    Raises `DataError` with up to 300 problems of the files and rows (20 of them are shown), BC028 where more than 5
-    % of the rows do not fit, BC008 where no row is left, BC076 where a file changes while it is read; nothing is
-    kept then.
+
+    Raises `DataError` with up to 300 different problems of the files and rows (20 of them are shown), BC097 if more
+    rows are skipped than `data.max_bad_share` allows, BC028 if more than 5 % of the rows do not fit, BC008 if no row is
+    left, BC076 if a file changes while it is read; nothing is kept then.
     """
     sources = resolve_files(files, formats[: len(files)], field=field)
     records: list[DataFormatRecord] = [provided.record for provided in registry.all("data_formats")]  # type: ignore[misc]
@@ -81,6 +82,8 @@ def prepare_store(
             "max_length": data.max_length,
             "strict": data.strict,
             "txt_split": data.txt_split,
+            "on_bad_row": data.on_bad_row,
+            "too_long": data.too_long,
         },
         detectable=[record.name for record in records],
         code=code_fingerprint([stage_record.build, stage, *builders]),
@@ -89,11 +92,13 @@ def prepare_store(
     names, weights = [str(source.path) for source in sources], [source.weight for source in sources]
     store, damaged = open_verified(directory, fingerprint, files=names, weights=weights, since=since)
     if store is not None:
+        refuse_bad_share(store.report, data.max_bad_share)
         return store
     since = time.time() if since is None else since
     with build_lock(directory):
         store, damaged = open_verified(directory, fingerprint, files=names, weights=weights, since=since)
         if store is not None:
+            refuse_bad_share(store.report, data.max_bad_share)
             return store
         remove_leftovers(directory)
         try:
@@ -115,8 +120,7 @@ def prepare_store(
                     stage=stage,
                     plugin=Plugin.of(stage_record),
                     make_stage=make_stage,
-                    num_proc=data.num_proc,
-                    strict=data.strict,
+                    data=data,
                     progress=progress,
                     field=field,
                 )
@@ -148,98 +152,80 @@ def _build(
     stage: Stage,
     plugin: Plugin,
     make_stage: Callable[[], Stage] | None,
-    num_proc: int | None,
-    strict: bool,
+    data: DataSection,
     progress: bool,
     field: str,
 ) -> None:
     began = time.perf_counter()
     total = sum(source.path.stat().st_size for source in sources)
-    workers = processes(num_proc, total_bytes=total, stage=stage, make_stage=make_stage)
+    workers = processes(data.num_proc, total_bytes=total, stage=stage, make_stage=make_stage)
     writer = StoreWriter(directory, stage.columns)
-    tally, problems = Tally(), _Problems()
+    tally, bad_rows = Tally(), BadRows(skip=data.on_bad_row == "skip", log=directory / SKIPPED_LOG)
     formats = [""] * len(sources)
-    encoded_chunks = encode_chunks(chunks, stage=stage, plugin=plugin, num_proc=workers, make_stage=make_stage)
-    with closing(writer), closing(encoded_chunks), _bar(total, progress) as bar:
+    lengths = LengthPolicy(max_length=data.max_length, too_long=data.too_long)
+    encoded_chunks = encode_chunks(
+        chunks, stage=stage, plugin=plugin, num_proc=workers, lengths=lengths, make_stage=make_stage
+    )
+    with closing(writer), closing(bad_rows), closing(encoded_chunks), _bar(total, progress) as bar:
         for chunk, encoded in encoded_chunks:
             bar.update(chunk.read - bar.n)
             formats[chunk.source] = chunk.format
-            _count(chunk, encoded, sources[chunk.source].path, tally, problems, strict)
-            if not problems.found:
+            problems = _count(chunk, encoded, sources[chunk.source].path, tally, data)
+            bad_rows.add(chunk.source, problems, chunk.rows)
+            if not bad_rows.failed:
                 writer.add(encoded, source=chunk.source, lines=np.asarray(chunk.lines, dtype=np.int64))
-            elif problems.enough(tally.rows):
+            elif bad_rows.enough():
                 break
-        problems.raise_any()
+        bad_rows.raise_errors()
         report = tally.report(
             examples=writer.examples,
             tokens=writer.tokens,
             supervised=writer.supervised,
             formats=formats,
+            skipped=bad_rows.skipped,
             seconds=time.perf_counter() - began,
         )
-        _refuse_too_little(report, field)
+        bad_rows.refuse_share(report, data.max_bad_share)
+        _refuse_too_little(report, field, drop_too_long=data.too_long == "drop")
         writer.finish(fingerprint=fingerprint, files=[str(source.path) for source in sources], report=report)
 
 
-class _Problems:
-    """Collects problems until there are enough to see what is wrong."""
-
-    def __init__(self) -> None:
-        self.found: list[Problem] = []
-        self.total = 0
-        self._first_row = 0
-
-    def add(self, problems: Sequence[Problem], uncounted: int, rows: int) -> None:
-        if problems and not self.found:
-            self._first_row = rows
-        self.found.extend(problems)
-        self.total += len(problems) + uncounted
-
-    def enough(self, rows: int) -> bool:
-        return len(self.found) >= MOST_PROBLEMS or rows - self._first_row >= READ_ON_ROWS
-
-    def raise_any(self) -> None:
-        if self.found:
-            raise DataError(self.found[:MOST_PROBLEMS], self.total)
-
-
-def _count(chunk: Chunk, encoded: Encoded, path: Path, tally: Tally, problems: _Problems, strict: bool) -> None:
-    """Adds a chunk's counts to `tally` and what is wrong in it, in the order of its lines, to `problems`."""
+def _count(chunk: Chunk, encoded: Encoded, path: Path, tally: Tally, data: DataSection) -> list[RowProblem]:
+    """Adds a chunk's counts to `tally`. Returns what is wrong in it, in the order of its rows."""
     bad = list(chunk.problems)
     for row, problem in encoded.errors:
-        bad.append((chunk.lines[row], _at(problem, place(path, chunk.lines[row]))))
+        bad.append(RowProblem(chunk.lines[row], replace(problem, place=place(path, chunk.lines[row]))))
     for row, dropped in encoded.dropped:
         here = place(path, chunk.lines[row])
-        if strict:
+        wanted = dropped.code == "BC028" and data.too_long == "drop"
+        if data.strict and not wanted:
             fix = "Correct or remove the row, or set data.strict to false to leave such rows out"
             problem = Problem(code=dropped.code, problem=dropped.reason, fix=fix, place=here)
-            bad.append((chunk.lines[row], problem))
+            bad.append(RowProblem(chunk.lines[row], problem))
         else:
-            tally.drop(dropped.code, dropped.reason, here)
+            tally.dropped.add(dropped.code, dropped.reason, here)
     tally.rows += chunk.rows
     tally.truncated += encoded.truncated
+    tally.cut_ends += encoded.cut_ends
+    tally.labels.update(chunk.labels)
     tally.warnings.update(chunk.warnings)
     tally.warnings.update(encoded.warnings)
     if chunk.blank_lines:
         tally.warnings["BC009"] += chunk.blank_lines
-    problems.add([problem for _, problem in sorted(bad, key=lambda item: abs(item[0]))], chunk.repeated, tally.rows)
+    return sorted(bad, key=lambda each: abs(each.line))
 
 
-def _at(problem: Problem, place: str) -> Problem:
-    return Problem(code=problem.code, problem=problem.problem, fix=problem.fix, field=problem.field, place=place)
-
-
-def _refuse_too_little(report: PrepareReport, field: str) -> None:
+def _refuse_too_little(report: PrepareReport, field: str, *, drop_too_long: bool) -> None:
     unfitting = [dropped for dropped in report.dropped if dropped.code == "BC028"]
     count = sum(dropped.count for dropped in unfitting)
-    if count > MOST_UNFITTING * report.rows:
+    if not drop_too_long and count > MOST_UNFITTING * report.rows:
         places = ", ".join(unfitting[0].places)
         share = f"{count:,} of {report.rows:,} rows ({count / report.rows:.0%})"
         problem = f"{share} do not fit data.max_length, the first of them {places}"
-        fix = f"Raise data.max_length: more than {MOST_UNFITTING:.0%} of the rows would be left out"
+        fix = f"Raise data.max_length, or set data.too_long to drop: more than {MOST_UNFITTING:.0%} would be left out"
         raise one(DataError, "BC028", problem, fix, field="data.max_length")
     if report.examples == 0:
-        reasons = "; ".join(f"{dropped.count:,} × {describe_dropped(dropped)}" for dropped in report.dropped)
+        reasons = "; ".join(f"{dropped.count:,} × {dropped}" for dropped in (*report.dropped, *report.skipped))
         problem = f"no example is left of {report.rows:,} rows: {reasons or 'the stage made none of them'}"
         raise one(DataError, "BC008", problem, "Correct the rows that were left out", field=field)
 

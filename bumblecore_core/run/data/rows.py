@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -14,10 +14,12 @@ from bumblecore_core.protocols import DataFormat
 from bumblecore_core.records import DataFormatRecord
 from bumblecore_core.run.blame import TRACEBACK, Plugin, blamed, breach, passes, place_of
 from bumblecore_core.run.built import check_built
+from bumblecore_core.run.data.bad_rows import RowProblem
 from bumblecore_core.run.data.detect import (
     choose_format,
     keys_of,
     kind_of,
+    mapping_fix,
     matching,
     sample_fault,
     takes_reads,
@@ -26,7 +28,7 @@ from bumblecore_core.run.data.detect import (
 from bumblecore_core.run.data.files import Source
 from bumblecore_core.run.data.reading import LARGEST_ROW, TxtSplit, read_rows
 from bumblecore_core.run.data.text_lines import BadRow, FileRow, ReadNotes, place, row_name
-from bumblecore_core.values import Sample, SampleKind
+from bumblecore_core.values import FeedbackSample, Sample, SampleKind
 
 CHUNK_ROWS = 512
 CHUNK_BYTES = 4 << 20  # few but huge rows (whole files) must not add up to gigabytes in flight
@@ -35,17 +37,16 @@ CHUNK_BYTES = 4 << 20  # few but huge rows (whole files) must not add up to giga
 @dataclass(kw_only=True)
 class Chunk:
     """Consecutive rows of one file. `source`: index of the file; `lines[i]`: place of `samples[i]`; `rows`: rows read,
-    the bad ones too; `problems`: (line, problem); `repeated`: problems not listed since one like them is; `warnings`:
-    of the samples, counted; `read`: bytes read so far, over all files; `format`: name of the file's format, empty while
-    no row of it was usable."""
+    the bad ones too; `warnings`: of the samples, counted; `labels`: of feedback samples, counted; `read`: bytes read so
+    far, over all files; `format`: name of the file's format, empty while no row of it was usable."""
 
     source: int
     samples: list[Sample] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
     rows: int = 0
-    problems: list[tuple[int, Problem]] = field(default_factory=list)
-    repeated: int = 0
+    problems: list[RowProblem] = field(default_factory=list)
     warnings: Counter[str] = field(default_factory=Counter)
+    labels: Counter[bool] = field(default_factory=Counter)
     blank_lines: int = 0
     read: int = 0
     format: str = ""
@@ -73,7 +74,7 @@ def read_chunks(
         chunk, size = Chunk(source=index, read=before), 0
         for item in read_rows(source.path, txt_split=txt_split, notes=notes, max_row_bytes=max_row_bytes):
             if isinstance(item, BadRow):
-                chunk.problems.append((item.line, item.problem))
+                chunk.problems.append(RowProblem(item.line, item.problem, ends_file=item.ends_file))
                 chunk.rows += item.line != 0
             else:
                 converter.add(item, chunk)
@@ -115,7 +116,7 @@ class Converter:
         self._chosen: Selected[DataFormatRecord] | None = source.format
         self._convert_row: Callable[..., Sample] | None = None
         self._first: FileRow | None = None
-        self._other_schemas: set[str] = set()
+        self._other_schemas: dict[str, Problem] = {}
 
     def add(self, item: FileRow, chunk: Chunk) -> None:
         """Adds the row's sample or its problem to `chunk`."""
@@ -125,16 +126,18 @@ class Converter:
             sample = self._convert(item, here)
             chunk.samples.append(sample)
             chunk.warnings.update(sample.warnings)
+            if isinstance(sample, FeedbackSample):
+                chunk.labels[sample.label] += 1
             chunk.lines.append(item.line)
         except RowError as error:
             other = self._mixed(item) if error.problem.code == "BC007" else None
             if other is None:
-                chunk.problems.append((item.line, error.at(here)))
+                chunk.problems.append(RowProblem(item.line, error.at(here), mapping=self._mapping(error, item)))
             else:
                 self._add_mix(item, other, here, chunk)
         except DataError as error:
             self.hopeless = True
-            chunk.problems.extend((item.line, problem) for problem in error.problems)
+            chunk.problems.extend(RowProblem(item.line, problem, ends_file=True) for problem in error.problems)
         except _OtherKind as error:
             self._add_mix(item, error.schema, here, chunk)
 
@@ -193,23 +196,28 @@ class Converter:
         return " or ".join(others) or None
 
     def _add_mix(self, item: FileRow, other: str, place: str, chunk: Chunk) -> None:
-        """One problem for each other schema in the file; its further rows are only counted."""
-        if other in self._other_schemas:
-            chunk.repeated += 1
-            return
-        self._other_schemas.add(other)
+        """The same problem for all rows of one other schema."""
         assert self._first is not None
-        problem = Problem(
+        if other not in self._other_schemas:
+            self._other_schemas[other] = self._mix(self._first, item, other)
+        chunk.problems.append(RowProblem(item.line, replace(self._other_schemas[other], place=place)))
+
+    def _mix(self, first: FileRow, item: FileRow, other: str) -> Problem:
+        return Problem(
             code="BC006",
-            place=place,
             problem=(
-                f"the file mixes two schemas: {self.name} ({self.reads}) from {row_name(self._first.line)} on, with "
-                f"the keys {keys_of(self._first.row)}; and {other} from {row_name(item.line)} on, with the "
+                f"the file mixes two schemas: {self.name} ({self.reads}) from {row_name(first.line)} on, with "
+                f"the keys {keys_of(first.row)}; and {other} from {row_name(item.line)} on, with the "
                 f"keys {keys_of(item.row)}"
             ),
             fix="Split it into one file for each schema.",
         )
-        chunk.problems.append((item.line, problem))
+
+    def _mapping(self, error: RowError, item: FileRow) -> str:
+        """How to map a column to a field that no row may have; empty if the error is another."""
+        if error.problem.code != "BC007" or self._chosen is None:
+            return ""
+        return mapping_fix(self._chosen, error.problem.field, item.row)
 
 
 class _OtherKind(Exception):
