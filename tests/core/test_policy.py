@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import peft
 import pytest
 import torch
 import transformers
 
 from bumblecore_core import ModelError
+from bumblecore_core.toolkit.packing import pack
 from bumblecore_core.toolkit.policy import Head, make_policy
 from bumblecore_plugins.attention.varlen import varlen_attention, varlen_mask
 from bumblecore_plugins.losses.fused import FusedCausalLm
 from bumblecore_plugins.losses.naive import NaiveCausalLm
+from reward_models import make_scorer
 from tiny_models import FAMILIES, SPECIAL_TOKENS, make_batch, make_model
 
 LENGTHS = (7, 4, 10)
@@ -123,6 +126,69 @@ def test_hooks_on_the_head_fall_back():
     assert "hooks" in decided(policy)
     hidden, head = policy.project(batch=make_batch(LENGTHS), positions=POSITIONS)
     torch.testing.assert_close(head.logits(hidden), own_logits(model, make_batch(LENGTHS)), rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_ignores_the_positions_gives_logits_at_them_all_the_same(monkeypatch):
+    model = make_model("qwen3", attention="varlen")
+    plain = type(model).forward
+
+    def at_every_position(self, *args, logits_to_keep=0, **kwargs):
+        out = plain(self, *args, **kwargs)
+        out.logits = out.logits * 1.7
+        return out
+
+    monkeypatch.setattr(type(model), "forward", at_every_position)
+    batch = make_batch(LENGTHS)
+    hidden, head = make_policy(model).project(batch=batch, positions=POSITIONS)
+    assert head == Head(weight=None)
+    torch.testing.assert_close(hidden, own_logits(model, batch), rtol=1e-4, atol=1e-4)
+
+
+def test_own_logits_of_documents_that_share_a_prefix():
+    model = make_model("qwen3", attention="varlen")
+    model.lm_head.register_forward_hook(lambda module, args, output: output + 1)
+    first, second = np.arange(3, 10), np.arange(20, 24)
+    batch = pack([first, second], rows=(0, 1), count=0, shared_prefixes=(0, 3))
+    logits, head = make_policy(model).project(batch=batch, positions=torch.tensor([2, 6, 7, 10]))
+    assert head == Head(weight=None)
+    alone = [torch.from_numpy(ids)[None] for ids in (first, np.concatenate([first[:3], second]))]
+    one, other = (model(input_ids=ids, use_cache=False).logits[0] for ids in alone)
+    torch.testing.assert_close(logits, torch.stack([one[2], one[6], other[3], other[6]]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "changes"), [("gpt2", {"attn_pdrop": 0.0}), ("qwen3", {"attention_dropout": 0.1})])
+def test_dropout_of_layers_and_of_attention_repeats_shared_prefixes(family, changes):
+    policy = make_policy(make_model(family, attention="varlen", **changes), share_prefixes=True)
+    assert not policy.shares_prefixes
+    assert "dropout" in dict(policy.features)["shared prefixes"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scores_are_float32_whatever_the_model_computes_in(dtype):
+    policy = make_policy(make_scorer("qwen3", attention="varlen").to(dtype))
+    scores = policy.scores(batch=make_batch(LENGTHS), positions=POSITIONS)
+    assert (scores.dtype, scores.shape) == (torch.float32, POSITIONS.shape)
+
+
+@pytest.mark.parametrize(
+    ("leaks", "problem"),
+    [
+        (lambda first_id: first_id % 2 == 0, "change with the document before it"),
+        (lambda first_id: True, "differ from those that it has alone"),
+    ],
+)
+def test_a_leak_is_found_by_its_content_and_by_its_presence(leaks, problem):
+    """The first one shows only in the probe whose first id is even, the second one in every probe of two documents."""
+    model = make_model("qwen3", attention="varlen")
+
+    def leak(module, args, inputs, output):
+        if len(inputs["document_lengths"]) > 1 and leaks(int(inputs["input_ids"][0, 0])):
+            output.last_hidden_state = output.last_hidden_state + 1
+        return output
+
+    model.model.register_forward_hook(leak, with_kwargs=True)
+    with pytest.raises(ModelError, match=rf"^BC065.*{problem}"):
+        make_policy(model)
 
 
 def leaking_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):

@@ -133,6 +133,20 @@ def test_against_loops(key_heads, window, extra):
     torch.testing.assert_close(got[0].transpose(0, 1).double(), want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("extra", [{}, {"softcap": 1.5}, {"sliding_window": 3}])
+def test_a_shared_prefix_is_the_beginning_of_the_document_before(extra):
+    """Against loops over documents in which the prefix is repeated: 6 tokens before the second, 2 before the fourth."""
+    query, key, value = states(tokens=21)
+    layout = {"document_lengths": (9, 4, 5, 3), "shared_prefixes": (0, 6, 0, 2)}
+    got, _ = varlen_attention(CAUSAL, query, key, value, None, scaling=0.3, **layout, **extra)
+    repeated = [*range(9), *range(6), *range(9, 13), *range(13, 18), *range(13, 15), *range(18, 21)]
+    own = [*range(9), *range(15, 24), *range(26, 29)]
+    parts = (part[0][:, repeated] for part in (query, key, value))
+    window, softcap = extra.get("sliding_window"), extra.get("softcap")
+    want = naive(*parts, (9, 10, 5, 5), scaling=0.3, window=window, softcap=softcap)[:, own]
+    torch.testing.assert_close(got[0].transpose(0, 1).double(), want, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("widened_length", [0, 512])
 def test_half_precision(monkeypatch, widened_length):
     """Outputs and gradients in bf16, with and without the detour over float32, against float64 on the same numbers."""
@@ -148,11 +162,12 @@ def test_half_precision(monkeypatch, widened_length):
         assert (ours.double() - true).norm() <= 8e-3 * true.norm()
 
 
-def test_dropout_is_applied_per_document():
+@pytest.mark.parametrize("extra", [{}, {"softcap": 1.5}])
+def test_dropout_is_applied_per_document(extra):
     torch.manual_seed(0)
     query, key, value = states()
     keeps, drops = (
-        varlen_attention(CAUSAL, query, key, value, None, dropout=rate, document_lengths=LENGTHS)[0]
+        varlen_attention(CAUSAL, query, key, value, None, dropout=rate, document_lengths=LENGTHS, **extra)[0]
         for rate in (0.0, 0.5)
     )
     assert not torch.allclose(keeps, drops)
@@ -190,6 +205,8 @@ def test_what_it_would_have_to_ignore_is_refused():
     query, key, value = states()
     with pytest.raises(ModelError, match="a mask"):
         varlen_attention(CAUSAL, query, key, value, torch.zeros(1, 1, 27, 27))
+    with pytest.raises(ModelError, match="a position bias"):
+        varlen_attention(CAUSAL, query, key, value, None, position_bias=torch.zeros(1, 4, 27, 27))
     with pytest.raises(ModelError, match="documents hold 5 tokens"):
         varlen_attention(CAUSAL, query, key, value, None, document_lengths=(2, 3))
     shape = {"batch_size": 1, "q_length": 8, "kv_length": 8}

@@ -60,6 +60,12 @@ def test_template_that_raises_says_what_it_said():  # row 23
     assert "System role not supported" in str(entry.problem)
 
 
+def test_what_a_template_quotes_of_a_row_is_left_out():  # row 23
+    template = "{{ raise_exception('Bad turn: ' + messages[0].content + ' before ' + messages[1].content) }}"
+    entry = encode(template, ("user", f"a {SECRET}"), ("assistant", f"a {SECRET} twice"))
+    assert "Bad turn: … before …" in entry.problem.problem
+
+
 def test_a_template_error_that_is_no_jinja_error():  # row 23
     entry = encode("{% for m in messages %}{{ m.content + 1 }}{% endfor %}", ("user", SECRET), ("assistant", "b"))
     assert entry.problem.code == "BC023"
@@ -87,6 +93,31 @@ def test_marks_make_a_rewriting_template_trainable():  # row 24: "unless the mar
     marked = DROPS_REASONING.replace("{{ m.content }}", "{% generation %}{{ m.content }}{% endgeneration %}")
     entry = encode(marked, ("user", "a"), ("assistant", "one"))
     assert not isinstance(entry, RowError)
+
+
+def test_a_generation_prompt_that_is_no_header_of_a_turn_is_refused():  # row 24
+    template = CHATML.replace("assistant\n", "bot\n")
+    entry = encode(template, ("user", f"a {SECRET}"), ("assistant", "one"))
+    assert (entry.problem.code, entry.problem.field) == ("BC024", "messages[1]")
+    assert "what comes before this turn" in entry.problem.problem
+
+
+CLOSES_THE_LAST_TURN = (
+    "{% for m in messages %}{{ m.role + ': ' }}{% generation %}{{ m.content }}"
+    "{% if loop.last %}{{ '<|im_end|>' }}{% endif %}{% endgeneration %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
+def test_a_special_token_that_closes_the_last_turn_alone():
+    """Without marks the end of the first reply moves; with marks it is found, and is not a special token."""
+    turns = (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    unmarked = CLOSES_THE_LAST_TURN.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    entry = encode(unmarked, *turns)
+    assert (entry.problem.code, entry.problem.field) == ("BC024", "messages[1]")
+    for marked_turns, warned in ((turns, ["BC025"]), (turns[:2], ["BC025"]), (turns[1:2], [])):
+        warnings = encode(CLOSES_THE_LAST_TURN, *marked_turns).warnings
+        assert [warning.split()[0] for warning in warnings] == warned
 
 
 def test_tools_that_move_with_the_last_user_turn_are_refused():

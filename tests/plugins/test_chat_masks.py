@@ -196,6 +196,16 @@ def test_assistant_messages_that_a_template_joins_are_one_turn():
     assert decode(tokenizer, encoded.input_ids[start:end]) == "First. Second.<|im_end|>"
 
 
+@pytest.mark.parametrize("name", ["chatml", "generation_marks"])
+def test_turns_before_the_first_trained_message_are_not_trained(name):
+    shape = BY_NAME[name]
+    sample = ChatSample(messages=tuple(conversation(shape, "One.", "Two.", "Three.", system="S.")))
+    every, later = encoder_of(shape, "bytes")([sample, sample], [0, 3])
+    assert len(every.spans) == 3
+    assert later.spans == every.spans[1:]
+    assert later.input_ids.tolist() == every.input_ids.tolist()
+
+
 def test_marks_and_prefixes_agree():
     marked, unmarked = BY_NAME["generation_marks"], BY_NAME["chatml"]
     for train_on in ("all", "last"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from engine_twin import Wrapped, batch, engine, tiny, train
 
 from bumblecore_core import BumbleError, EngineContext
 from bumblecore_core.toolkit.launch_environment import Launch, read_launch
@@ -50,6 +51,54 @@ def test_the_loss_scale_halves_on_overflow_and_doubles_after_good_steps():
         scale.update(overflowed=overflowed)
         values.append(scale.value)
     assert values == [4.0, 4.0, 8.0, 8.0, 4.0, 4.0]
+
+
+def test_the_loss_scale_doubles_again_after_as_many_good_steps_and_never_falls_below_one():
+    scale = LossScale(value=1.5, interval=2)
+    values = []
+    for overflowed in (True, True, False, False, False, False):
+        scale.update(overflowed=overflowed)
+        values.append(scale.value)
+    assert values == [1.0, 1.0, 1.0, 2.0, 2.0, 4.0]
+
+
+def scaled_engine(model, loss_scale):
+    """An engine that scales the loss as it does in fp16, which no CPU trains in."""
+    made = engine(model, max_grad_norm=0.5)
+    made._loss_scale, made._scales_in_step = loss_scale, False
+    return made
+
+
+def test_the_loss_is_scaled_before_the_backward_pass():
+    plain, scaled = tiny(), tiny()
+    Wrapped(plain)(batch(1)).loss_sum.backward()
+    made = scaled_engine(scaled, LossScale(value=8.0))
+    output = made.forward_backward(batch=batch(1), scale=0.25, last=True)
+    torch.testing.assert_close(output.loss_sum, Wrapped(plain)(batch(1)).loss_sum.detach())
+    pairs = [(p.grad, q.grad) for p, q in zip(plain.parameters(), scaled.parameters(), strict=True)]
+    used = [(expected, found) for expected, found in pairs if expected is not None]
+    assert len(used) == len(pairs) - 1  # all but the matrix that no forward pass uses
+    for expected, found in used:
+        torch.testing.assert_close(found, expected * 8 * 0.25)
+
+
+def test_a_loss_scale_changes_neither_the_gradients_norm_nor_the_step():
+    plain, scaled = tiny(), tiny()
+    windows = [[batch(10 * step + at) for at in range(2)] for step in range(3)]
+    norms = train(engine(plain, max_grad_norm=0.5), windows)
+    assert train(scaled_engine(scaled, LossScale(value=1024.0)), windows) == pytest.approx(norms, rel=1e-5)
+    for expected, found in zip(plain.parameters(), scaled.parameters(), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_the_engine_halves_the_loss_scale_of_a_step_that_overflows():
+    scale = LossScale(value=8.0, good_steps=5)
+    made = scaled_engine(tiny(), scale)
+    made.forward_backward(batch=batch(1, poison=float("inf")), scale=1.0, last=True)
+    assert made.step(gradient_scale=1.0).skipped
+    assert (scale.value, scale.good_steps) == (4.0, 0)
+    train(made, [[batch(2)]])
+    assert (scale.value, scale.good_steps) == (4.0, 1)
 
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}

@@ -271,3 +271,4 @@ def test_a_frozen_model_computes_as_the_trained_one_does_before_the_first_step(d
     assert torch.equal(call(batch(1)).loss_sum, trained.evaluate(batch=batch(1)).loss_sum)
     assert {parameter.dtype for parameter in reference.parameters()} == {dtype}
     assert reference.frequencies.dtype == torch.float32
+    assert not any(parameter.requires_grad for parameter in reference.parameters())
