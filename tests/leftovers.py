@@ -21,7 +21,7 @@ def marked(mark: dict[str, str]) -> list[int]:
     return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit() and entry in _environ(path)]
 
 
-def all_end(pids: Iterable[int], seconds: float = 30.0) -> bool:
+def all_end(pids: Iterable[int], seconds: float = 120.0) -> bool:
     """Whether these processes are gone after a while. One that nobody has waited for yet counts as gone."""
     until = time.monotonic() + seconds
     left = set(pids)

@@ -17,7 +17,7 @@ from bumblecore_core.run.interrupts import SIGNALS, EarlyInterrupts, Interrupted
 from bumblecore_core.run.loggers import Loggers
 from workbench import pretrain_settings, workbench, write_config
 
-GRACE = 25.0  # seconds that a run has from the signal to its end
+GRACE = 120.0  # seconds that a run has from the signal to its end, on a loaded machine too
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
