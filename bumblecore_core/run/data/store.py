@@ -107,8 +107,7 @@ class TokenStore:
             raise TornStore(f"{name} is missing or unreadable") from error
 
     def damaged(self) -> list[str]:
-        """The files whose bytes are not those that were written, or that are no longer the ones that are mapped here.
-        Reads all of them, in parallel threads."""
+        """The files whose bytes are not those that were written, or that were replaced. Reads all, in threads."""
 
         def is_damaged(name: str, stop: Event) -> bool:
             file = self.directory / name
@@ -161,7 +160,7 @@ class TokenStore:
         return np.cumsum(np.concatenate([np.zeros(min(1, len(self)), dtype=np.int64), differs]))
 
     def locate(self, index: int) -> str:
-        """The place of the row that the example came from: `file:line` or `file row N`."""
+        """The place of the example's row: `file:line` or `file row N`."""
         return place(self.files[int(self.sources[index])], int(self._lines[index]))
 
 
