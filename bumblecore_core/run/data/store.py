@@ -54,7 +54,6 @@ class TokenStore:
         reused: bool = False,
     ) -> None:
         """Opens `directory`. `files` (same contents, in the same order) and `weights` replace those of the build.
-
         Raises `TornStore` where a file is missing, of another size, or `meta.json` is not what was written. The other
         files' bytes are compared by `damaged` alone: once for each run, not again in its worker processes.
         """
