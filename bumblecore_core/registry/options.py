@@ -25,17 +25,19 @@ class OptionLine:
     description: str
 
 
-def describe_options(model: type[BaseModel]) -> list[OptionLine]:
-    """The fields of an options model in the order written; those of a nested model follow it as `outer.inner`."""
+def describe_options(model: type[BaseModel], outer: tuple[type[BaseModel], ...] = ()) -> list[OptionLine]:
+    """The fields of an options model in the order written; those of a nested model follow it as `outer.inner`, unless
+    it is one of the models around it (`outer`)."""
+    around = (*outer, model)
     lines = []
     for name, field in model.model_fields.items():
         lines.append(
             OptionLine(name, field_type(field), default_text(field), " ".join((field.description or "").split()))
         )
-        for inner in nested_models(field.annotation):
+        for inner in (nested for nested in nested_models(field.annotation) if nested not in around):
             lines += [
                 OptionLine(f"{name}.{line.name}", line.type, line.default, line.description)
-                for line in describe_options(inner)
+                for line in describe_options(inner, around)
             ]
     return lines
 

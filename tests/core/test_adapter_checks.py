@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from bumblecore_core.errors import ModelError
 from bumblecore_core.toolkit.adapters import fold_in, load_model, read_adapter_config
@@ -54,7 +56,9 @@ def refused(directory):
         ({"r": 8.5}, "BC064", "PEFT cannot"),
         ({"r": -8}, "BC033", "its modules are not in this model"),
         ({"rank_pattern": {"q_proj": 10**9}}, "BC064", "rank_pattern"),
+        ({"rank_pattern": {"none_such": 49}}, "BC064", "the rank 49 (rank_pattern) is larger than the adapter"),
         ({"layer_replication": [[0, 10**9]]}, "BC064", "layer_replication"),
+        ({"layer_replication": [[0, 6000], [0, 6000]]}, "BC064", "layer_replication is larger than the adapter"),
         ({"megatron_config": {"a": 1}, "megatron_core": "antigravity"}, "BC064", "megatron_config"),
         ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}, "BC064", "PROMPT_TUNING does not change weights"),
         ({"peft_type": "XLORA"}, "BC064", "XLORA"),
@@ -70,9 +74,32 @@ def test_values_that_peft_cannot_use(changed, values, code, part):
     assert part in problem.problem
 
 
-@pytest.mark.parametrize("values", [{}, {"rank_pattern": {"none_such": 8}}, {"lora_alpha": 4.5}])
+@pytest.mark.parametrize("values", [{}, {"rank_pattern": {"none_such": 48}}, {"lora_alpha": 4.5}])
 def test_values_that_it_can(changed, values):
     fold_in(make_model("qwen3"), changed(**values))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(changed, value):
+    directory = changed()
+    tensors = load_file(directory / "adapter_model.safetensors")
+    tensors[min(tensors)].view(-1)[0] = value
+    rewrite(directory, tensors)
+    assert refused(directory).code == "BC064"
+
+
+def test_weights_that_have_no_place(changed):
+    directory = changed()
+    rewrite(directory, {**load_file(directory / "adapter_model.safetensors"), "none_such.weight": torch.ones(2)})
+    problem = refused(directory)
+    assert problem.code == "BC033"
+    assert problem.problem.endswith(": none_such.weight has no place")
+
+
+def rewrite(directory, tensors):
+    file = directory / "adapter_model.safetensors"
+    file.unlink()  # a link to what other tests read
+    save_file(tensors, file)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", "[" * 100_000, "\ud800"])

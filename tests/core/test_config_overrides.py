@@ -59,6 +59,12 @@ def test_the_command_line_beats_an_exclusive_key_of_the_file(load, text: str, ov
     assert run.origins.get(f"train.{dropped}", "default") == "default"
 
 
+def test_a_wrong_override_is_reported_as_it_is_written_and_not_as_the_file_has_it(wrong):
+    (problem,) = wrong(MINIMAL.replace("output_dir: out", "output_dir: 010"), "output_dir=null")
+    assert brief([problem]) == [("BC038", "--set", "output_dir")]
+    assert "got null" in problem.problem
+
+
 @pytest.mark.parametrize(
     ("override", "code", "field"),
     [

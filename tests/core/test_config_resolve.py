@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from config_records import MINIMAL, Colour
 
+from bumblecore_core.config.origins import located
 from bumblecore_core.config.schema import DEFAULT_LOGGERS
 from bumblecore_core.config.shape import CHOICES, sections
 from bumblecore_core.config.yaml import dump
-from bumblecore_core.errors import ConfigError
+from bumblecore_core.errors import ConfigError, one
 
 
 def test_the_defaults(load):
@@ -80,6 +81,42 @@ def test_origins(load):
     assert origins["optimizer.lr"] == origins["train.seed"] == "command line"
     assert origins["loggers.0.name"] == "run.yaml:8"
     assert origins["optimizer.betas"] == origins["train.epochs"] == origins["adapter"] == "default"
+
+
+def test_a_list_of_which_one_item_is_overridden_comes_from_the_command_line(load):
+    run = load(MINIMAL + "optimizer: {betas: [0.8, 0.9]}\n", "optimizer.betas.1=0.3")
+    assert run.optimizer.options.betas == (0.8, 0.3)
+    assert run.origins["optimizer.betas"] == "command line"
+
+
+@pytest.mark.parametrize(
+    ("field", "place"),
+    [
+        ("optimizer.lr", "--set"),
+        ("optimizer", "--set"),
+        ("train.max_steps", "run.yaml:7"),
+        ("data.path[0]", "run.yaml:5"),
+        ("train.seed, model.path", "run.yaml"),  # the first one counts, and it is a default
+        ("train.max", ""),  # the beginning of a key is none
+        ("", ""),
+    ],
+)
+def test_a_problem_that_a_run_finds_is_placed_where_its_key_is_written(load, field, place):
+    run = load(MINIMAL + "train: {max_steps: 3}\n", "optimizer.lr=1e-5")
+    with pytest.raises(ConfigError) as caught, located(run):
+        raise one(ConfigError, "BC039", "a problem", "a fix", field=field)
+    assert [(problem.field, problem.place) for problem in caught.value.problems] == [(field, place)]
+
+
+def test_a_problem_keeps_its_own_place(load):
+    with pytest.raises(ConfigError) as caught, located(load(MINIMAL)):
+        raise one(ConfigError, "BC039", "a problem", "a fix", place="elsewhere:1", field="model.path")
+    assert caught.value.problems[0].place == "elsewhere:1"
+
+
+@pytest.mark.parametrize(("written", "seconds"), [("90s", 90.0), ("10m", 600.0), ("1.5h", 5400.0), ("null", None)])
+def test_the_time_between_checkpoints_in_seconds(load, written, seconds):
+    assert load(MINIMAL + f"checkpoint: {{save_every: {written}}}\n").config.checkpoint.save_every_seconds == seconds
 
 
 @pytest.mark.parametrize("extra", ["", "train: {max_steps: 5}\n", "adapter: lora\nscheduler: {warmup_steps: 3}\n"])

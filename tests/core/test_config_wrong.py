@@ -192,6 +192,17 @@ def test_a_config_error_is_what_problems_of_a_file_give(load):
     assert caught.value.exit_code == 2
 
 
+def test_a_file_whose_name_is_read_as_a_number(wrong):
+    problems = wrong(MINIMAL.replace("path: rows.jsonl", "path: {path: 010}"))
+    assert brief(problems) == [("BC037", "run.yaml:5", "data.path.0.path")]
+    assert '"010"' in problems[0].fix
+
+
+def test_a_negative_number_that_float32_cannot_hold(wrong):
+    odd = "stage: {name: odd, size: 4, label: ab, share: 0.5, extra: {a: -1e300}}"
+    assert brief(wrong(MINIMAL.replace("stage: sft", odd))) == [("BC038", "run.yaml:1", "stage.extra.a")]
+
+
 def test_a_number_that_float32_cannot_hold(wrong):
     problems = wrong(MINIMAL + "optimizer: {name: adamw, lr: 1e300}")
     assert brief(problems) == [("BC038", "run.yaml:7", "optimizer.lr")]

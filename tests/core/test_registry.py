@@ -69,7 +69,7 @@ def test_an_import_failure_is_remembered(site: Site, broken: str):
 
 
 def test_a_failed_plugin_is_fatal_only_for_its_names(site: Site):
-    site.add("acme-broken", "import does_not_exist\nLossRecord(name='mine', summary='x')\n")
+    site.add("acme-broken", "import does_not_exist\nLossRecord(name='mine', summary='other')\n")
     registry = load()
     with pytest.raises(PluginError) as caught:
         registry.get("losses", "mine", place="run.yaml:3", field="loss")
@@ -103,6 +103,12 @@ def test_a_name_that_nothing_provides():
     assert "did you mean 'progress'?" in text
     assert "pip install" in text
     assert caught.value.exit_code == 2
+
+
+def test_a_name_that_the_caller_knows_is_suggested_too():
+    error = load(builtins_only=True).missing("loggers", "consol", also=["console"])
+    assert codes(error) == ["BC056"]
+    assert "did you mean 'console'?" in str(error)
 
 
 def test_an_unknown_kind_is_a_defect():
@@ -148,7 +154,7 @@ def test_builtins_only(site: Site):
         registry.get("losses", "bomb")
 
 
-@pytest.mark.parametrize("allowed", ["acme-focal", "Acme_Focal", "focal-entry"])
+@pytest.mark.parametrize("allowed", ["acme-focal", "Acme_Focal", "acme.focal", "focal-entry"])
 def test_the_allow_list_takes_distributions_and_entry_points(site: Site, allowed: str):
     site.add("acme-focal", GOOD, entry="focal-entry")
     site.add("acme-other", GOOD.replace('"focal"', '"other"'))
@@ -164,6 +170,11 @@ def test_a_misspelt_allow_list_is_an_error(site: Site):
         load(allow=("acme-fokal",))
 
 
+def test_an_allow_list_that_has_no_effect_is_not_checked(site: Site):
+    site.add("acme-focal", GOOD)
+    assert plugin(load(builtins_only=True, allow=("acme-fokal",)), "acme-focal").status == "off"
+
+
 def test_a_local_module(tmp_path: Path, monkeypatch, site: Site):
     (site.path / "here").mkdir()
     (site.path / "here" / "my_local_plugin.py").write_text(GOOD)
@@ -171,6 +182,7 @@ def test_a_local_module(tmp_path: Path, monkeypatch, site: Site):
     monkeypatch.setattr(sys, "path", list(sys.path))
     registry = load(builtins_only=True, modules=("my_local_plugin", "my_local_plugin"))
     assert registry.provided("losses", "focal").plugin.local
+    assert [info.name for info in registry.plugins if info.local] == ["my_local_plugin"]
     assert sys.path[-1] == str(site.path / "here")
 
 
@@ -211,6 +223,16 @@ def test_switches_from_the_environment(environ, builtins_only, allow):
 def test_the_command_line_adds_to_the_environment():
     switches = PluginSwitches.from_environment({"BUMBLE_NO_PLUGINS": "0"}, no_plugins=True, modules=("m",))
     assert switches == PluginSwitches(True, None, ("m",))
+
+
+def test_switches_are_shown_as_they_are_set():
+    assert PluginSwitches().describe() == []
+    assert PluginSwitches(True, ("a", "b"), ("m", "n")).describe() == [
+        "BUMBLE_NO_PLUGINS=1 or --no-plugins: built-ins only",
+        "BUMBLE_PLUGINS: a, b",
+        "-p m",
+        "-p n",
+    ]
 
 
 def test_a_switch_that_is_none():

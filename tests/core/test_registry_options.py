@@ -35,6 +35,8 @@ class Shown(Options):
     anything: Any = Field(None, description="Anything.")
     size: str = Field("1GB", pattern=r"^\d+GB$", description="Size.")
     inner: Inner = Field(Inner(), description="Inner.")
+    count: int = Field(1, ge=1, lt=9, description="Count.")
+    short: str = Field("a", min_length=1, max_length=3, description="Short.")
 
 
 LINES = {line.name: line for line in describe_options(Shown)}
@@ -56,12 +58,24 @@ LINES = {line.name: line for line in describe_options(Shown)}
         ("size", r"str matching ^\d+GB$", "1GB"),
         ("inner", "Inner", "defaults below"),
         ("inner.depth", "int > 0", "3"),
+        ("count", "int ≥ 1, < 9", "1"),
+        ("short", "str length ≥ 1, length ≤ 3", "a"),
     ],
 )
 def test_a_line(name, type_, default):
     assert (LINES[name].type, LINES[name].default) == (type_, default)
 
 
+class Tree(Options):
+    below: list[Tree] | None = Field(None, description="Trees.")
+    inner: Inner = Field(Inner(), description="Inner.")
+
+
+def test_a_model_inside_itself_is_described_once():
+    assert [line.name for line in describe_options(Tree)] == ["below", "inner", "inner.depth"]
+
+
 def test_every_field_is_there_in_order_and_descriptions_are_one_line():
-    assert list(LINES) == [*Shown.model_fields, "inner.depth"]
+    assert [name for name in LINES if name != "inner.depth"] == list(Shown.model_fields)
+    assert list(LINES).index("inner.depth") == list(LINES).index("inner") + 1
     assert LINES["maybe"].description == "Two lines."

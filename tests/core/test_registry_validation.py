@@ -57,6 +57,11 @@ class Nested(Options):
     inner: list[Inner] | None = Field(None, description="Inner.")
 
 
+class Tree(Options):
+    below: list[Tree] = Field([], description="Trees.")
+    bare: int = 1
+
+
 class NamedName(Options):
     name: str = Field("x", description="Name.")
 
@@ -85,6 +90,7 @@ def test_a_good_record(record):
         (replace(LOSS, options=Undescribed), "options.bare", "no description"),
         (replace(LOSS, options=Loose), "options", "forbid"),
         (replace(LOSS, options=Nested), "options.inner", "forbid"),
+        (replace(LOSS, options=Tree), "options.bare", "no description"),
         (replace(LOSS, options=NamedName), "options.name", "picks the plugin"),
         (replace(LOSS, build=None), "build", "not a callable"),
         (replace(LOSS, build=lambda: None), "build", "(options=…)"),
@@ -100,6 +106,7 @@ def test_a_good_record(record):
         (replace(FORMAT, detect="chat"), "detect", "one row"),
         (replace(ATTENTION, unsupported=lambda device: None), "unsupported", "dtype=…"),
         (replace(ATTENTION, priority="high"), "priority", "not int"),
+        (replace(ATTENTION, priority=True), "priority", "not int"),
         (replace(ATTENTION, load=lambda x: None), "load", "()"),
         (replace(COMMAND, load=None), "load", "not a callable"),
         (OptimizerRecord(name="o", summary="O.", build=build), "build", "groups=…"),

@@ -106,6 +106,18 @@ def test_a_checkpoint_is_taken_up_to_the_bit(base, tmp_path, given):
         assert (directory / file).read_bytes() == (second / file).read_bytes()
 
 
+def test_float32_values_of_a_module_in_full_keep_their_bits_on_a_bf16_base(base, tmp_path):
+    given = {"modules_to_save": ["lm_head"]}
+    adapter, model = wrapped(base, **given)
+    directory = save(adapter, moved(model), tmp_path / "adapter")
+    half = make_model("qwen3", dtype=torch.bfloat16)
+    other = dict(Lora(options(**given)).wrap(model=half, base=base, checkpoint=directory).named_parameters())
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert "base_model.model.lm_head.modules_to_save.default.weight" in trained
+    for name, expected in trained.items():
+        assert torch.equal(other[name].float(), expected), name
+
+
 def test_pissa_is_taken_up_to_the_bit_from_bf16_too(base, tmp_path):
     adapter, model = wrapped(base, init="pissa")
     state = {name: tensor.bfloat16() for name, tensor in moved(model).state_dict().items() if adapter.saves(name=name)}
@@ -150,6 +162,13 @@ def test_b_learns_faster_by_the_ratio(base):
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert {names[id(p)].split(".")[-3] for p in groups["decay_x16"].params} == {"lora_B"}
     assert {names[id(p)].split(".")[-3] for p in groups["decay"].params} == {"lora_A"}
+
+
+def test_b_of_an_embedding_learns_faster_by_the_ratio_too(base):
+    adapter, model = wrapped(base, lr_ratio=16, target_modules=["embed_tokens"])
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    rates = {name.split(".")[-2]: adapter.lr_scale(name=name) for name in trained}
+    assert rates == {"lora_embedding_A": 1, "lora_embedding_B": 16}
 
 
 def test_what_it_says_of_itself(base):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from bumblecore_core import ModelError
 from bumblecore_core.toolkit.adapters import adapter_chain, fold_in, load_model, tokenizer_source
@@ -37,6 +38,27 @@ def test_path_goes_on_from_an_adapter(base, tmp_path):
     torch.testing.assert_close(logits_of(by_hand(base, second)), logits_of(again), rtol=1e-4, atol=1e-4)
 
 
+def test_path_keeps_the_adapters_dropout_where_none_is_set(base, tmp_path):
+    adapter, model = wrapped(base, dropout=0.25, target_modules=["q_proj"])
+    further = Lora(LoraOptions(path=str(save(adapter, model, tmp_path / "first"))))
+    again = further.wrap(model=make_model("qwen3"), base=base, checkpoint=None)
+    assert "dropout 0.25" in further.describe(model=again)[0]
+
+
+def test_an_adapter_is_folded_into_bf16_weights_with_one_rounding(tmp_path):
+    half = make_model("qwen3", dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    adapter, model = wrapped(tmp_path / "half", alpha=16)
+    directory = save(adapter, moved(model), tmp_path / "adapter")
+    tensors = load_file(directory / "adapter_model.safetensors")
+    name = "model.layers.0.mlp.up_proj"
+    a, b = (tensors[f"base_model.model.{name}.lora_{side}.weight"] for side in "AB")
+    once = (half.get_submodule(name).weight.float() + 16 / 4 * (b @ a)).bfloat16()
+    folded = load_model(directory).get_submodule(name).weight
+    assert folded.dtype == torch.bfloat16
+    assert (folded == once).float().mean() > 0.999  # sums of another order round otherwise at a boundary
+
+
 def test_an_adapter_of_another_base_is_refused_with_both_names_and_shapes(base, tmp_path):
     adapter, model = wrapped(base)
     directory = save(adapter, model, tmp_path / "adapter")
@@ -63,6 +85,9 @@ def test_chains_of_adapters(base, tmp_path):
     second = save(on_top, moved(model), tmp_path / "second")
     assert adapter_chain(second) == (base, (first, second))
     assert tokenizer_source(second) == base
+    for nearer in (first, second):  # the last adapter's tokenizer counts
+        (nearer / "tokenizer_config.json").touch()
+        assert tokenizer_source(second) == nearer
     torch.testing.assert_close(logits_of(load_model(second)), logits_of(model), rtol=1e-4, atol=1e-4)
     bf16 = load_model(second, dtype=torch.bfloat16)
     for (name, rounded), (_, exact) in zip(bf16.named_parameters(), load_model(second).named_parameters(), strict=True):
