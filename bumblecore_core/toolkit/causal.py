@@ -100,8 +100,10 @@ class CausalStage:
         """The loss over the hidden states at `positions` (N, H) against `targets` (N,), with the `weights` (N,) of a
         batch that has any."""
         hidden, head = policy.project(batch=batch, positions=batch.extras["positions"])
-        weights = {name: batch.extras[name] for name in ("weights",) if name in batch.extras}
-        return loss(hidden=hidden, head=head, targets=batch.extras["targets"], **weights)
+        inputs = {"hidden": hidden, "head": head, "targets": batch.extras["targets"]}
+        if "weights" in batch.extras:  # the keyword is passed only where it matters: not every loss accepts it
+            inputs["weights"] = batch.extras["weights"]
+        return loss(**inputs)
 
     def preview(self, *, example: Mapping[str, np.ndarray]) -> Sequence[tuple[str, bool]]:
         """The example as (text, trained) segments in order. A document's first token counts as not trained. Of further
