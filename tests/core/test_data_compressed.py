@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bumblecore_core.config.schema import DataFile
-from bumblecore_core.errors import DataError
+from bumblecore_core.errors import CODES, DataError
 from bumblecore_core.run.data.files import resolve_files
 from bumblecore_core.run.data.reading import read_rows
-from bumblecore_core.run.data.text_lines import ReadNotes
+from bumblecore_core.run.data.text_lines import FileRow, ReadNotes
 
 
 def zst(data: bytes) -> bytes:
@@ -96,6 +96,35 @@ def test_flipped_bytes_in_an_archive_are_an_error(tmp_path, suffix):
     *items, bad = read_rows(write(tmp_path, "a.jsonl" + suffix, bytes(data)))
     assert (bad.line, bad.ends_file, bad.problem.code) == (0, True, "BC095")
     assert f":{items[-1].line}" in bad.problem.place  # possibly of a row that the flipped bytes changed
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    suffix=st.sampled_from(sorted(COMPRESS)),
+    changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4),
+    kept=st.floats(0, 1),
+    more=st.binary(max_size=8),
+)
+def test_any_damage_gives_rows_or_problems_with_a_code(tmp_path_factory, suffix, changes, kept, more):
+    data = bytearray(COMPRESS[suffix](LINES[:3000]))
+    for at, byte in changes:
+        data[int(at * len(data))] = byte
+    data = data[: int(kept * len(data))] + more
+    path = write(tmp_path_factory.mktemp("damaged"), "a.jsonl" + suffix, bytes(data))
+    items = list(read_rows(path))
+    assert items
+    for item in items:
+        assert isinstance(item, FileRow) or item.problem.code in CODES
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="limits of another library")
+def test_an_archive_that_needs_too_much_memory_is_refused_with_the_reason(tmp_path):
+    import zstandard
+
+    parameters = zstandard.ZstdCompressionParameters(window_log=28)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    path = write(tmp_path, "a.jsonl.zst", compressor.compress(b'{"text": "a"}\n') + compressor.flush())
+    assert "too much memory" in only_problem(path).problem
 
 
 @every_compression

@@ -112,7 +112,7 @@ class BadRows:
         if self._log is None:
             self._log = self._log_path.open("w", encoding="utf-8")
         self._log.write(f"{bad.problem}\n")
-        if len(self._left_out) < MOST_PROBLEMS:
+        if len(self._left_out) < MOST_PROBLEMS or _key(source, bad) in self._left_out:
             _add(self._left_out, source, bad)
 
     def _merged(self, groups: dict[tuple[int, Problem], _Group]) -> list[Problem]:
@@ -129,10 +129,13 @@ def refuse_bad_share(report: PrepareReport, most: float) -> None:
         raise one(DataError, "BC097", problem, fix, field="data.max_bad_share")
 
 
+def _key(source: int, bad: RowProblem) -> tuple[int, Problem]:
+    return source, replace(bad.problem, place="")
+
+
 def _add(groups: dict[tuple[int, Problem], _Group], source: int, bad: RowProblem) -> None:
-    group = groups.setdefault(
-        (source, replace(bad.problem, place="")), _Group(source=source, problem=bad.problem, mapping=bad.mapping)
-    )
+    new = _Group(source=source, problem=bad.problem, mapping=bad.mapping)
+    group = groups.setdefault(_key(source, bad), new)
     group.count += 1
     if len(group.places) < SHOWN_PLACES:
         group.places.append(bad.problem.place)

@@ -36,7 +36,11 @@ ZSTD_INPUT = 256  # bytes; they expand to 8 MiB at most, since a block has 4 byt
 
 
 class DamagedArchive(Exception):
-    """Compressed data that cannot be read on; the message is what is wrong with it."""
+    """Compressed data that cannot be read on: what is wrong with it, and the library's message if it has one."""
+
+    def __init__(self, problem: str, message: str = "") -> None:
+        super().__init__(problem)
+        self.problem, self.message = problem, message
 
 
 def compression_of(path: Path) -> str:
@@ -119,7 +123,7 @@ class _Content(io.RawIOBase):
         except self._errors as error:
             if isinstance(error, OSError) and error.errno is not None:  # of the disk
                 raise
-            self._damaged = DamagedArchive(f"the {self._name} data is damaged")
+            self._damaged = DamagedArchive(f"the {self._name} data is damaged", str(error))
         return b""
 
 

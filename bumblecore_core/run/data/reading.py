@@ -221,7 +221,8 @@ def _text_rows(path: Path, notes: ReadNotes, max_row_bytes: int) -> Iterator[Fil
 
 
 def _damaged(path: Path, last: int, damaged: DamagedArchive) -> Problem:
-    problem = f"{damaged} " + ("behind this row" if last else "before its first row")
+    where = "behind this row" if last else "before its first row"
+    problem = f"{damaged.problem} {where}" + (f" ({damaged.message})" if damaged.message else "")
     fix = "Write or download it again, and check it (such as with gzip -t or zstd -t)."
     return Problem(code="BC095", place=place(path, last), problem=problem, fix=fix)
 
