@@ -121,7 +121,7 @@ def test_what_does_not_fit_is_refused(bench, capsys):
         ({"loss": "sigmoid"}, ("BC039", "feedback loss")),
         ({"stage": {"name": "kto", "reference": "base"}}, ("BC039", "adapter")),
         ({"data": {"path": str(pairs)}}, ("BC063", "pairs.jsonl:1", "feedback")),
-        ({"stage": "dpo", "loss": "sigmoid"}, ("BC063", "feedback.json:1", "preference")),
+        ({"stage": "dpo", "loss": "sigmoid"}, ("BC063", "feedback.json row 1", "preference")),
     ):
         settings = kto_settings(bench, "refused", **changes)
         settings["data"] |= changes.get("data", {})
