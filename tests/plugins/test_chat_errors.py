@@ -103,8 +103,9 @@ def test_a_generation_prompt_that_is_no_header_of_a_turn_is_refused():  # row 24
 
 
 CLOSES_THE_LAST_TURN = (
-    "{% for m in messages %}{{ m.role + ': ' }}{% generation %}{{ m.content }}"
-    "{% if loop.last %}{{ '<|im_end|>' }}{% endif %}{% endgeneration %}{{ '\n' }}{% endfor %}"
+    "{% for m in messages %}{{ m.role + ': ' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+    "{% if loop.last %}{{ '<|im_end|>' }}{% endif %}{% endgeneration %}{% else %}{{ m.content }}{% endif %}"
+    "{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 )
 
@@ -115,7 +116,7 @@ def test_a_special_token_that_closes_the_last_turn_alone():
     unmarked = CLOSES_THE_LAST_TURN.replace("{% generation %}", "").replace("{% endgeneration %}", "")
     entry = encode(unmarked, *turns)
     assert (entry.problem.code, entry.problem.field) == ("BC024", "messages[1]")
-    for marked_turns, warned in ((turns, ["BC025"]), (turns[:2], ["BC025"]), (turns[1:2], [])):
+    for marked_turns, warned in ((turns, ["BC025"]), (turns[:2], [])):
         warnings = encode(CLOSES_THE_LAST_TURN, *marked_turns).warnings
         assert [warning.split()[0] for warning in warnings] == warned
 
