@@ -66,7 +66,9 @@ class Stage(Protocol):
     ) -> Sequence[TokenExample | Sequence[TokenExample] | Dropped | RowError]:
         """One entry per sample: an example, several (a long document cut up), a `Dropped`, or a `RowError` (returned,
         not raised). Called with hundreds of samples at a time, in worker processes too. Which samples of a file come
-        together, in the file's order, depends on the file alone."""
+        together, in the file's order, depends on the file alone. `data.too_long` drops or refuses samples with a
+        `truncated` example or a `Dropped` of BC028; a `truncated` example of `max_length` tokens or more counts as one
+        without the end of its last turn."""
         ...
 
     def collate(

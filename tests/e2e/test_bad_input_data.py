@@ -1,5 +1,6 @@
 """Bad data files and rows: each gets its code, its place and what was found, and the row's text stays unsaid."""
 
+import gzip
 import json
 
 import pytest
@@ -36,6 +37,13 @@ def test_row_4_an_array_in_jsonl_and_lines_in_json_are_accepted(scene):
     assert "3 read" in scene.plan(code=0).out
     path = scene.rows(good(4), "rows.json")
     assert "4 read" in scene.plan(code=0, data__path=path).out
+
+
+def test_a_compressed_file_is_read_and_one_cut_short_is_named(scene):
+    data = gzip.compress("".join(json.dumps(row) + "\n" for row in good(3)).encode())
+    assert "3 read" in scene.plan(code=0, data__path=scene.file("rows.jsonl.gz", data)).out
+    path = scene.file("rows.jsonl.gz", data[:-4])
+    scene.plan(data__path=path).only("BC095", f" {path}:3", "cut short behind this row")
 
 
 def test_row_4_other_forms_are_named(scene):
