@@ -181,3 +181,36 @@ def test_a_column_that_all_rows_lack_is_mapped_by_the_yaml_in_the_fix(data, row,
 def test_no_column_is_suggested_where_some_rows_have_it_or_none_is_left(data, rows):
     (problem,) = refused(data(rows), records=mapped()).problems
     assert problem.fix == "add it"
+
+
+class Task(Options):
+    instruction: str = Field("instruction", description="The task.")
+    output: str = Field("output", description="The reply.")
+
+
+TASK = DataFormatRecord(
+    name="task",
+    summary="x",
+    build=lambda *, options: FieldFormat("text"),
+    detect=lambda row: "text" if {"instruction", "output"} <= row.keys() else None,
+    options=Task,
+)
+
+
+@pytest.mark.parametrize(
+    ("row", "shown"),
+    [
+        ({"id": 1, "Question": "a", "answer": "b"}, "{name: task, instruction: Question, output: answer}"),
+        ({"instructions": "a", "output": "b"}, "{name: task, instruction: instructions}"),
+    ],
+)
+def test_an_unknown_format_is_suggested_with_the_columns_that_it_could_read(data, row, shown):
+    (problem,) = refused(data([row]), records={"task": TASK}).problems
+    assert problem.code == "BC062"
+    assert f"Name data.format, such as data.format: {shown}, with its options" in problem.fix
+
+
+@pytest.mark.parametrize(("row", "reads"), [({"a": 1, "answer": 2}, "text"), ({"question": 1, "answer": 2}, "chat")])
+def test_no_format_is_suggested_that_would_not_read_the_row(data, row, reads):
+    (problem,) = refused(data([row]), records={"task": TASK}, reads=reads).problems
+    assert problem.fix.startswith("Name data.format, with its options")

@@ -13,7 +13,8 @@ from bumblecore_core.run.checkpoint.history import HISTORY_LOG, HistoryFile
 from bumblecore_core.run.checkpoint.writing import STATE, commit, rank_directory, write_part
 from bumblecore_core.run.data import prepare as prepare_module
 from bumblecore_core.run.data.store import StoreWriter
-from bumblecore_core.run.files import fresh_beside, put_in_place, write_text
+from bumblecore_core.run.files import fresh_beside, write_text
+from bumblecore_core.toolkit.disk import put_in_place
 from bumblecore_core.run.output_dir import HEADER
 from bumblecore_core.run.overwrite import put_back, set_aside
 from bumblecore_core.values import StepEvent

@@ -199,6 +199,9 @@ def test_row_64_a_column_that_all_rows_lack_is_one_line_with_the_yaml(scene):
     path = scene.rows([{"question": SECRET, "output": SECRET}] * 40)
     fix = "data.format: {name: alpaca, instruction: question}"
     scene.plan(data__format="alpaca").only("BC007", f" {path}:1", "all 40 rows", "question, output", fix)
+    path = scene.rows([{"question": SECRET, "answer": SECRET}] * 40)
+    fix = "data.format: {name: alpaca, instruction: question, output: answer}"
+    scene.plan().only("BC062", f" {path}:1", "question, answer", fix)
 
 
 # -- length -----------------------------------------------------------------------------------------------------------

@@ -166,7 +166,7 @@ def test_weights_come_back_from_the_token_shards(tmp_path):
         causal_example(IDS[:5], SPANS[:1], weights=[0.3]),
     ]
     stage = stage_of(given)
-    encoded = encode_samples(stage, [TextSample(text="x")], Plugin("stages", "causal", "here"))
+    encoded = encode_samples(stage, [TextSample(text="x")], Plugin("stages", "causal", "here"), LengthPolicy(max_length=99))
     writer = StoreWriter(tmp_path, stage.columns, shard_bytes=40)
     writer.add(encoded, source=0, lines=np.arange(1))
     report = PrepareReport(rows=1, examples=3, tokens=writer.tokens, supervised=writer.supervised)
@@ -184,7 +184,7 @@ def test_weights_come_back_from_the_token_shards(tmp_path):
 
 def test_whole_counts_are_reported_as_integers(tmp_path):
     stage = stage_of([causal_example(IDS, SPANS, weights=[0.5, 1, 0.5])])
-    encoded = encode_samples(stage, [TextSample(text="x")], Plugin("stages", "causal", "here"))
+    encoded = encode_samples(stage, [TextSample(text="x")], Plugin("stages", "causal", "here"), LengthPolicy(max_length=99))
     writer = StoreWriter(tmp_path, stage.columns)
     for _ in range(2):
         writer.add(encoded, source=0, lines=np.arange(1))

@@ -42,13 +42,13 @@ def test_plain_text_beside_messages(tmp_path):
 
 def test_a_stage_that_no_kind_of_the_rows_fits(tmp_path):
     chunk = read(tmp_path / "rows.jsonl", "feedback", lines({"messages": [user("a"), reply("b")], **PAIR}))
-    assert [problem.code for _, problem in chunk.problems] == ["BC063"]
+    assert [found.problem.code for found in chunk.problems] == ["BC063"]
 
 
 def test_a_row_without_the_label_that_others_have(tmp_path):
     row = {"messages": [user("a"), reply("b")]}
     chunk = read(tmp_path / "rows.jsonl", "feedback", lines({**row, "label": True}, row))
-    assert [(line, problem.code, problem.field) for line, problem in chunk.problems] == [(2, "BC007", "label")]
+    assert [(found.line, found.problem.code, found.problem.field) for found in chunk.problems] == [(2, "BC007", "label")]
 
 
 def test_warnings_are_counted_by_row(tmp_path):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeAlias
@@ -17,6 +14,7 @@ from bumblecore_core.errors import DataError, PluginError, one
 from bumblecore_core.records import DataFormatRecord
 from bumblecore_core.registry.validate import typename
 from bumblecore_core.run.blame import TRACEBACK, Plugin, breach, place_of
+from bumblecore_core.run.data.columns import LONGEST_KEY, likely_columns, yaml_of
 from bumblecore_core.values import ChatSample, FeedbackSample, PreferenceSample, SampleKind, TextSample
 
 KIND_OF: Mapping[type, SampleKind] = {
@@ -28,20 +26,6 @@ KIND_OF: Mapping[type, SampleKind] = {
 KINDS = tuple(KIND_OF.values())
 Match: TypeAlias = tuple[DataFormatRecord, tuple[SampleKind, ...]]
 """A format, and the kinds of sample that it can make of a row."""
-LONGEST_KEY = 40
-SYNONYMS = {
-    "instruction": ("question", "prompt", "query", "task"),
-    "output": ("answer", "response", "completion", "reply"),
-    "text": ("content", "body", "document"),
-    "messages": ("conversation", "conversations", "chat", "dialog"),
-    "conversations": ("conversation", "messages", "chat", "dialog"),
-    "prompt": ("question", "instruction", "query"),
-    "completion": ("answer", "response", "output"),
-    "chosen": ("preferred", "accepted", "better"),
-    "rejected": ("dispreferred", "worse"),
-}
-"""Columns that probably hold a field."""
-YAML_WORDS = ("true", "false", "yes", "no", "on", "off", "y", "n", "null")
 
 
 def matching(records: Sequence[DataFormatRecord], row: Mapping[str, Any]) -> list[Match]:
@@ -80,6 +64,20 @@ def takes_reads(convert: Callable[..., Any]) -> bool:
         return False
 
 
+def suggested(records: Sequence[DataFormatRecord], row: Mapping[str, Any], reads: SampleKind) -> str:
+    """`, such as data.format: {…}` for the first format that reads `row` if options name its likely columns."""
+    for record in sorted(records, key=lambda record: record.name):
+        try:
+            options = record.options().model_dump()
+        except ValidationError:  # it has options that must be set
+            continue
+        columns = likely_columns(options, row)
+        renamed = {**row, **{options[option]: row[column] for option, column in columns.items()}}
+        if columns and any(reads in kinds for _, kinds in matching([record], renamed)):
+            return f", such as data.format: {yaml_of({'name': record.name, **columns})}"
+    return ""
+
+
 def choose_format(
     row: Mapping[str, Any],
     *,
@@ -100,13 +98,9 @@ def choose_format(
     if not candidates:
         needs = "; ".join(f"{record.name}: {record.summary.rstrip('.')}" for record in records)
         problem = f"no data format is known for rows with the keys {keys_of(row)}"
-        raise one(
-            DataError,
-            "BC062",
-            problem,
-            f"Name data.format, with its options for other field names ({needs}){failed}",
-            place=place,
-        )
+        such = suggested(records, row, reads)
+        fix = f"Name data.format{such}, with its options for other field names ({needs}){failed}"
+        raise one(DataError, "BC062", problem, fix, place=place)
     if len(candidates) > 1:
         names = " and ".join(f"'{record.name}'" for record, _ in candidates)
         problem = f"rows with the keys {keys_of(row)} could be of the data formats {names}"
@@ -166,32 +160,6 @@ PARTS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("messages", "prompt", "chosen", "rejected", "completion"), _MESSAGES),
 }
 """What each field of a sample must be, and the words for it."""
-
-
-def mapping_fix(chosen: Selected[DataFormatRecord], field: str, row: Mapping[str, Any]) -> str:
-    """Which option of the format names the missing `field`, with the row's column that it could name; empty if no
-    option does, or no column is left. The user checks the column: this one is only likely."""
-    options = chosen.options.model_dump()
-    option = next((name for name, value in options.items() if value == field), None)
-    free = [key for key in row if key not in options.values() and len(key) <= LONGEST_KEY]
-    if option is None or not free:
-        return ""
-    others = difflib.get_close_matches(field, free, n=1) or [key for key in free if key in SYNONYMS.get(field, ())]
-    named = {
-        "name": chosen.record.name,
-        **chosen.options.model_dump(exclude_defaults=True),
-        option: [*others, *free][0],
-    }
-    pairs = ", ".join(f"{key}: {_yaml(value)}" for key, value in named.items())
-    return f"Name the column that holds it, such as data.format: {{{pairs}}}"
-
-
-def _yaml(value: Any) -> str:
-    """A value of a flow mapping; text is quoted unless it is a plain word."""
-    plain = (
-        isinstance(value, str) and re.fullmatch("[A-Za-z_][A-Za-z_0-9-]*", value) and value.lower() not in YAML_WORDS
-    )
-    return value if plain else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def keys_of(row: Mapping[str, Any], most: int = 12) -> str:

@@ -15,11 +15,11 @@ from bumblecore_core.records import DataFormatRecord
 from bumblecore_core.run.blame import TRACEBACK, Plugin, blamed, breach, passes, place_of
 from bumblecore_core.run.built import check_built
 from bumblecore_core.run.data.bad_rows import RowProblem
+from bumblecore_core.run.data.columns import mapping_fix
 from bumblecore_core.run.data.detect import (
     choose_format,
     keys_of,
     kind_of,
-    mapping_fix,
     matching,
     sample_fault,
     takes_reads,
