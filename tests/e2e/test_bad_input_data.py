@@ -195,6 +195,13 @@ def test_row_62_bad_rows_are_skipped_counted_and_listed(scene):
     assert f" {scene.line_of(config, 'max_bad_share')} data.max_bad_share" in lines[0]
 
 
+def test_row_62_skipped_evaluation_rows_are_shown_too(scene):
+    path = scene.rows([*good(38), "oops"], "eval.jsonl")
+    scene.rows(good(4))
+    out = scene.plan(code=0, data__on_bad_row="skip", data__eval_path=str(path)).out
+    assert f"1 evaluation rows skipped: BC001 a line or file is not valid JSON ({path}:39)" in out
+
+
 def test_row_64_a_column_that_all_rows_lack_is_one_line_with_the_yaml(scene):
     path = scene.rows([{"question": SECRET, "output": SECRET}] * 40)
     fix = "data.format: {name: alpaca, instruction: question}"
