@@ -14,9 +14,9 @@ from bumblecore_core.run.checkpoint.writing import STATE, commit, rank_directory
 from bumblecore_core.run.data import prepare as prepare_module
 from bumblecore_core.run.data.store import StoreWriter
 from bumblecore_core.run.files import fresh_beside, write_text
-from bumblecore_core.toolkit.disk import put_in_place
 from bumblecore_core.run.output_dir import HEADER
 from bumblecore_core.run.overwrite import put_back, set_aside
+from bumblecore_core.toolkit.disk import put_in_place
 from bumblecore_core.values import StepEvent
 from core.disk_order import recorded
 from core.saver_runs import Run

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bumblecore_core.run.blame import Plugin
-from bumblecore_core.run.data.encode import encode_samples
+from bumblecore_core.run.data.encode import LengthPolicy, encode_samples
 from bumblecore_core.run.data.loader import collate
 from bumblecore_core.run.data.report import PrepareReport
 from bumblecore_core.run.data.store import StoreWriter, TokenStore
@@ -19,6 +19,7 @@ from bumblecore_core.toolkit.causal import CausalStage, causal_example, fit_span
 from bumblecore_core.toolkit.token_weights import from_column
 from bumblecore_core.values import StepOutput, TextSample
 
+CAUSAL, LENGTHS = Plugin("stages", "causal", "here"), LengthPolicy(max_length=99)
 IDS = np.arange(100, 120)
 SPANS = [(2, 5), (7, 8), (11, 16)]
 
@@ -166,7 +167,7 @@ def test_weights_come_back_from_the_token_shards(tmp_path):
         causal_example(IDS[:5], SPANS[:1], weights=[0.3]),
     ]
     stage = stage_of(given)
-    encoded = encode_samples(stage, [TextSample(text="x")], Plugin("stages", "causal", "here"), LengthPolicy(max_length=99))
+    encoded = encode_samples(stage, [TextSample(text="x")], CAUSAL, LENGTHS)
     writer = StoreWriter(tmp_path, stage.columns, shard_bytes=40)
     writer.add(encoded, source=0, lines=np.arange(1))
     report = PrepareReport(rows=1, examples=3, tokens=writer.tokens, supervised=writer.supervised)
@@ -184,7 +185,7 @@ def test_weights_come_back_from_the_token_shards(tmp_path):
 
 def test_whole_counts_are_reported_as_integers(tmp_path):
     stage = stage_of([causal_example(IDS, SPANS, weights=[0.5, 1, 0.5])])
-    encoded = encode_samples(stage, [TextSample(text="x")], Plugin("stages", "causal", "here"), LengthPolicy(max_length=99))
+    encoded = encode_samples(stage, [TextSample(text="x")], CAUSAL, LENGTHS)
     writer = StoreWriter(tmp_path, stage.columns)
     for _ in range(2):
         writer.add(encoded, source=0, lines=np.arange(1))

@@ -62,7 +62,8 @@ def test_template_that_raises_says_what_it_said():  # row 23
 
 def test_what_a_template_quotes_of_a_row_is_left_out():  # row 23
     template = "{% if messages | length > 1 %}"
-    template += "{{ raise_exception('Bad turn: ' + messages[0].content + ' before ' + messages[1].content) }}{% endif %}"
+    template += "{{ raise_exception('Bad turn: ' + messages[0].content + ' before ' + messages[1].content) }}"
+    template += "{% endif %}"
     entry = encode(template, ("user", f"a {SECRET}"), ("assistant", f"a {SECRET} twice"))
     assert "Bad turn: … before …" in entry.problem.problem
 

@@ -48,7 +48,8 @@ def test_a_stage_that_no_kind_of_the_rows_fits(tmp_path):
 def test_a_row_without_the_label_that_others_have(tmp_path):
     row = {"messages": [user("a"), reply("b")]}
     chunk = read(tmp_path / "rows.jsonl", "feedback", lines({**row, "label": True}, row))
-    assert [(found.line, found.problem.code, found.problem.field) for found in chunk.problems] == [(2, "BC007", "label")]
+    (found,) = chunk.problems
+    assert (found.line, found.problem.code, found.problem.field) == (2, "BC007", "label")
 
 
 def test_warnings_are_counted_by_row(tmp_path):

@@ -15,7 +15,8 @@ from bumblecore_core.run.blame import Plugin
 from bumblecore_core.run.data.encode import LengthPolicy, encode_chunks
 from bumblecore_core.run.data.rows import Chunk
 from bumblecore_core.toolkit import limits, templates
-from bumblecore_core.toolkit.chat import MOST_TURNS, ChatEncoder
+from bumblecore_core.toolkit.chat import ChatEncoder
+from bumblecore_core.toolkit.chat_text import MOST_TURNS
 from bumblecore_core.toolkit.templates import ChatTemplate
 from bumblecore_core.toolkit.tokenizers import load_tokenizer
 from bumblecore_plugins.stages import bumble_stages
