@@ -13,15 +13,23 @@ ROWS_OF = {
     ("alpaca", "chat"): [
         {"instruction": "a", "output": "b"},
         {"instruction": "a", "input": "", "output": "b", "system": "s", "history": []},
+        {"instruction": "a", "output": None, "chosen": "b"},
     ],
-    ("alpaca", "preference"): [{"instruction": "a", "input": "", "chosen": "b", "rejected": "c"}],
+    ("alpaca", "preference"): [
+        {"instruction": "a", "input": "", "chosen": "b", "rejected": "c"},
+        {"instruction": "a", "output": None, "chosen": "b", "rejected": "c"},
+    ],
     ("sharegpt", "chat"): [
         {"conversations": [{"from": "human", "value": "a"}]},
         {"conversations": [], "tools": "[]", "system": ""},
         {"conversations": [], "chosen": None, "rejected": None},
     ],
     ("sharegpt", "preference"): [{"conversations": [], "chosen": {}, "rejected": {}}],
-    ("openai", "chat"): [{"messages": [{"role": "user", "content": "a"}]}, {"messages": None, "tools": []}],
+    ("openai", "chat"): [
+        {"messages": [{"role": "user", "content": "a"}]},
+        {"messages": None, "tools": []},
+        {"messages": [{"role": "user", "content": "a"}], "chosen": "b"},
+    ],
     ("openai", "chat", "completion"): [
         {"prompt": "a", "completion": "b"},
         {"prompt": [], "completion": [], "label": ""},

@@ -84,6 +84,8 @@ BAD = [
     ("BC013", "messages[3]", "openai", messages(user("a"), reply("b"), tool("secret"), user("secret"))),
     ("BC013", "prompt", "openai", {"prompt": [user("a"), reply("b")], "chosen": "secret", "rejected": "c"}),
     ("BC013", "conversations", "sharegpt", turns(HUMAN, GPT, chosen=GPT, rejected=GPT)),
+    ("BC007", "prompt", "openai", {"chosen": [user("secret"), reply("b")], "rejected": reply("c")}),
+    ("BC013", "chosen[0]", "openai", {"prompt": "a", "chosen": [user("secret"), reply("b")], "rejected": "c"}),
     ("BC013", "rejected[1]", "openai", {"prompt": "a", "chosen": "b", "rejected": [reply("c"), reply("d")]}),
     # 14: no reply at the end
     ("BC014", "conversations", "sharegpt", turns(HUMAN, GPT, HUMAN)),
@@ -128,11 +130,16 @@ BAD = [
     ("BC019", "tools", "sharegpt", turns(HUMAN, GPT, tools=3)),
     ("BC019", "tools[0]", "openai", messages(user("a"), reply("b"), tools=[{"type": "function", "function": 1}])),
     ("BC019", "tools[1]", "openai", messages(user("a"), reply("b"), tools=[{"name": "f"}, 3])),
+    ("BC019", "messages[1].tool_calls[1]", "openai", call_message({"function": "secret", "arguments": {}})),
+    ("BC019", "messages[1].tool_calls[1]", "openai", call_message({"name": "", "arguments": "secret"})),
+    ("BC019", "messages[1].tool_calls[1]", "openai", call_message({"name": ["secret"], "arguments": {}})),
     ("BC019", "messages[1].tool_calls[0].id", "openai", call_message(None, id=["secret"])),
     ("BC019", "answers", "xlam", {"query": "a", "tools": "", "answers": "secret"}),
     # 20: characters that only the JSON in a text holds
     ("BC020", "messages", "openai", {"messages": '[{"role": "user", "content": "secret \\u0000"}]'}),
     ("BC020", "conversations[1].value", "sharegpt", call_turn('{"name": "f", "arguments": {"a": "secret \\ud800"}}')),
+    ("BC020", "tools", "sharegpt", turns(HUMAN, GPT, tools='[{"name": "f", "tags": ["secret", "\\u0000"]}]')),
+    ("BC020", "tools", "openai", messages(user("a"), reply("b"), tools='[{"name": "f", "\\udc00": 1}]')),
     # 84: what is not text
     ("BC084", "images", "openai", messages(user("a"), reply("secret"), images=["secret.jpg"])),
     ("BC084", "video", "sharegpt", turns(HUMAN, GPT, video="secret.mp4")),

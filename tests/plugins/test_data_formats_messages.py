@@ -139,6 +139,7 @@ def test_calls_with_a_turn_of_their_own_belong_to_the_turn_before():
     assert conversation(HUMAN, GPT, CALL) == (user("a"), reply("b", tool_calls=made))
     assert conversation(HUMAN, GPT, CALL, CALL) == (user("a"), reply("b", tool_calls=made * 2))
     assert chat(user("a"), reply("b"), reply(None, tool_calls=made)) == (user("a"), reply("b", tool_calls=made))
+    assert problem("openai", {"messages": [user("a"), reply("b"), reply("c", tool_calls=made)]}).code == "BC013"
     row = {"conversations": [HUMAN, GPT, {**CALL, "train": False}]}
     assert problem("sharegpt", row).code == "BC013", "of different weight: one message has one weight"
 
@@ -168,13 +169,22 @@ def test_a_conversation_may_begin_with_the_assistant_if_asked_for():
         assert (found.code, found.field) == ("BC013", f"messages[{len(before)}]")
         assert "assistant_first: true" in found.fix
         assert chat(*row["messages"], assistant_first=True) == tuple(row["messages"])
+    for other in (
+        [tool("1"), reply("b")],
+        [user("a"), reply("", tool_calls=calls(("f", {}))), reply("b", thinking="x")],
+    ):
+        found = problem("openai", {"messages": other})
+        assert found.code == "BC013"
+        assert "assistant_first" not in found.fix
     assert conversation(GPT, HUMAN, GPT, assistant_first=True)[0] == reply("b")
     assert problem("openai", {"messages": [tool("1"), reply("b")]}, assistant_first=True).code == "BC013"
 
 
 def test_lists_that_are_held_as_json():
-    messages = [user("a"), reply("b")]
+    messages = [user("a \U0001f41d"), reply("b")]
+    assert "\\ud83d" in json.dumps(messages)
     assert convert("openai", {"messages": json.dumps(messages)}).messages == tuple(messages)
+    messages = [user("a"), reply("b")]
     assert convert("sharegpt", {"conversations": json.dumps([HUMAN, GPT])}).messages == tuple(messages)
     row = {"instruction": "a", "output": "b", "history": '[["x", "y"]]'}
     assert convert("alpaca", row).messages == (user("x"), reply("y"), *messages)

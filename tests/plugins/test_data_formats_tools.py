@@ -153,6 +153,20 @@ def test_nulls_of_rows_that_are_not_from_arrow_are_kept():
     assert convert("openai", as_text, assistant_first=True).messages[2] == reply("", tool_calls=calls(("f", arguments)))
 
 
+def test_padding_anywhere_in_a_tools_parameters_is_removed():
+    either = [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]
+    padded = [{"type": "string", "items": None}, either[1]]
+    tools = [{"name": "f", "parameters": parameters(x={"anyOf": padded, "default": None})}]
+    found = convert("openai", {"messages": CHAT, "tools": tools}).tools[0]["function"]
+    assert found == {"name": "f", "parameters": parameters(x={"anyOf": either})}
+
+
+def test_a_call_beside_a_padded_one():
+    call = {"function": {"name": None, "arguments": None}, "name": "f", "arguments": {}}
+    sample = convert("openai", {"messages": [user("a"), reply("", tool_calls=[call])]})
+    assert sample.messages[1]["tool_calls"] == calls(("f", {}))
+
+
 def test_a_default_of_null_in_a_tools_parameters_is_kept():
     tools = [{"name": "f", "parameters": parameters(x={"type": ["number", "null"], "default": None})}]
     assert convert("openai", {"messages": CHAT, "tools": tools}).tools[0]["function"] == tools[0]

@@ -35,8 +35,8 @@ class Turn(NamedTuple):
 class Order(NamedTuple):
     """What a conversation may look like: the options of the same names."""
 
-    merge_consecutive: bool = False
-    assistant_first: bool = False
+    merge_consecutive: bool
+    assistant_first: bool
 
 
 def unknown_role(role: str, path: str, allowed: Sequence[str]) -> RowError:
