@@ -34,7 +34,7 @@ def test_a_file_for_several_stages(tmp_path, reads, kind):
     assert [type(sample).__name__ for sample in chunk.samples] == [kind] * 2
 
 
-def test_plain_text_beside_messages(tmp_path):
+def test_plain_text_next_to_messages(tmp_path):
     row = {"text": "a b", "messages": [user("a"), reply("b")]}
     assert read(tmp_path / "rows.jsonl", "text", lines(row)).format == "text"
     assert read(tmp_path / "rows.jsonl", "chat").format == "openai"

@@ -117,6 +117,11 @@ def test_objects_that_a_dotted_field_enters_are_accounted_for():
     assert problem("openai", row, messages="conversation.messages").field == "conversation.images"
 
 
+def test_an_object_that_no_field_enters_is_one_key():
+    row = {"conversation.messages": CHAT, "conversation": {"messages": "secret", "images": ["secret"]}}
+    assert convert("openai", row, messages="conversation.messages").warnings == unread("row", "conversation")
+
+
 def test_plain_text_may_have_any_other_columns():
     assert convert("text", {"text": "a", "title": "b", "images": ["c"]}).warnings == ()
 

@@ -42,7 +42,7 @@ def test_the_stage_decides(name, row, samples):
         assert convert(name, row, kind) == sample
 
 
-def test_sharegpt_conversations_that_end_with_a_reply_are_chats_beside_a_pair():
+def test_sharegpt_conversations_that_end_with_a_reply_are_chats_next_to_a_pair():
     row = {"conversations": TURNS, "chosen": "b", "rejected": "c"}
     assert kinds(row) == {"sharegpt": ("preference", "chat")}
     assert convert("sharegpt", row, "chat") == SFT

@@ -37,7 +37,7 @@ def test_roles_of_every_dialect(said, role):
     assert conversation(*turns)[len(before)] == {"role": role, "content": "c"}
 
 
-def test_roles_of_ones_own():
+def test_further_names_of_roles():
     roles = {"character": "assistant", "player": "user", "human": "system", "action": "function_call"}
     turns = [("human", "s"), ("player", "a"), ("character", "b"), ("player", "c"), ("action", CALL["value"])]
     expected = (
@@ -78,7 +78,7 @@ def test_flags_of_other_roles_train_nothing():
     row = {"messages": [{**user("a"), "loss_weight": 0.0, "train": True}, reply("b")]}
     sample = convert("openai", row)
     assert sample.messages == (user("a"), reply("b"))
-    assert sample.warnings == ("BC083 the message key 'train' is read of the assistant's turns only",)
+    assert sample.warnings == ("BC083 the message key 'train' is read on assistant messages only",)
     assert problem("openai", {"messages": [{**user("a"), "train": "no"}, reply("b")]}).field == "messages[0].train"
 
 

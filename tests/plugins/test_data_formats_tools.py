@@ -153,6 +153,23 @@ def test_nulls_of_rows_that_are_not_from_arrow_are_kept():
     assert convert("openai", as_text, assistant_first=True).messages[2] == reply("", tool_calls=calls(("f", arguments)))
 
 
+@pytest.mark.parametrize(
+    ("question", "further"),
+    [
+        ({**user("a"), "tool_calls": []}, [{**calls(("g", {}))[0], "id": "1"}]),
+        ({**user([{"type": "text", "text": "a"}]), "tool_calls": []}, []),
+        ({**user("a"), "tool_calls": "[]"}, []),
+    ],
+    ids=["calls differ in keys", "contents differ in type", "calls differ in type"],
+)
+def test_one_list_that_arrow_cannot_hold_is_enough(question, further):
+    made = calls(("f", {"x": None}))
+    sample = convert("openai", {"messages": [question, reply("", tool_calls=made + further)]})
+    assert sample.messages[1]["tool_calls"][:1] == made
+    plain = convert("openai", {"messages": [{**user("a"), "tool_calls": []}, reply("", tool_calls=made)]})
+    assert plain.messages[1]["tool_calls"] == calls(("f", {}))
+
+
 def test_padding_anywhere_in_a_tools_parameters_is_removed():
     either = [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]
     padded = [{"type": "string", "items": None}, either[1]]
@@ -161,7 +178,7 @@ def test_padding_anywhere_in_a_tools_parameters_is_removed():
     assert found == {"name": "f", "parameters": parameters(x={"anyOf": either})}
 
 
-def test_a_call_beside_a_padded_one():
+def test_a_call_next_to_a_padded_one():
     call = {"function": {"name": None, "arguments": None}, "name": "f", "arguments": {}}
     sample = convert("openai", {"messages": [user("a"), reply("", tool_calls=[call])]})
     assert sample.messages[1]["tool_calls"] == calls(("f", {}))

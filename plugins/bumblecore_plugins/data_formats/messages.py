@@ -171,7 +171,7 @@ def _weight(item: Mapping[str, Any], path: str, notes: RowNotes, *, trained: boo
         return 0.0 if 0.0 in factors.values() else min(numbers, default=1.0)
     for key, factor in factors.items():
         if factor:
-            notes.unread("message", key, "is read of the assistant's turns only")
+            notes.unread("message", key, "is read on assistant messages only")
     return 1.0
 
 
