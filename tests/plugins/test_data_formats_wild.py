@@ -78,4 +78,5 @@ def test_a_row_of_any_depth(nested):
         deep = {"zzz": deep}
     row = nested(deep)
     (name,) = kinds(row)
-    assert converted(name, row, "chat").code == "BC011"
+    found = converted(name, row, "chat")
+    assert (found.code, found.field.split("[")[0]) == ("BC011", list(row)[-1])

@@ -66,8 +66,8 @@ class ChatFormat:
         try:
             sample: ChatSample | PreferenceSample | FeedbackSample = self._convert(row, reads)
         except RecursionError:
-            problem, fix = "the row is nested too deeply", "Leave the row out"
-            raise RowError(code="BC011", field=self._mapped[0], problem=problem, fix=fix) from None
+            problem, fix = "the value is nested too deeply", "Leave the row out"
+            raise RowError(code="BC011", field=_deepest(row), problem=problem, fix=fix) from None
         return sample
 
     def _convert(self, row: Row, reads: SampleKind | None) -> Any:
@@ -152,6 +152,20 @@ def as_context(turns: Sequence[Turn]) -> list[Turn]:
     return [
         turn._replace(message={**turn.message, "weight": 0.0}) if turn.role == "assistant" else turn for turn in turns
     ]
+
+
+def _deepest(row: Row) -> str:
+    """The key of the most deeply nested value, found without recursion."""
+
+    def levels(value: Any) -> int:
+        count, layer = 0, [value]
+        while layer:
+            count += 1
+            holders = [item for item in layer if isinstance(item, dict | list)]
+            layer = [inner for item in holders for inner in (item.values() if isinstance(item, dict) else item)]
+        return count
+
+    return max(row, key=lambda key: levels(row[key]))
 
 
 def _template_kwargs(row: Row, notes: RowNotes) -> dict[str, Any] | None:
