@@ -60,16 +60,26 @@ def test_row_23_a_template_that_is_not_jinja_names_its_line(scene):
     scene.plan(model__chat_template=template).only("BC023", f" {template}:2 model.chat_template", "Jinja")
 
 
-def test_row_24_a_template_that_rewrites_history_names_the_first_token(scene):
+def test_row_24_a_template_that_rewrites_history_is_trained_turn_by_turn(scene):
     said, cut = "{{ m['content'] }}<|im_end|>", "{% if loop.last %}{{ m['content'] }}{% endif %}<|im_end|>"
     forgetful = PLAIN.replace(said, cut, 1)
     template = scene.file("t.jinja", forgetful)
     path = scene.rows([*good(1), chat(user(), reply("one two"), user(), reply("three"))])
-    answer = scene.plan(model__chat_template=template)
-    line = answer.only("BC024", f" {path}:2 messages[1]", "token ", "(<|im_end|>)", "stage.train_on: last")
+    out = scene.plan(code=0, model__chat_template=template).out
+    assert "conversations of which each turn is a text of its own (the chat template rewrites earlier turns): 1" in out
+    marked = forgetful.replace(cut, "{% generation %}" + cut + "{% endgeneration %}")
+    scene.file("t.jinja", marked)
+    assert "each turn is a text of its own" in scene.plan(code=0, model__chat_template=template).out
+
+
+def test_row_24_a_template_that_rewrites_a_completion_names_the_first_token(scene):
+    said, cut = "{{ m['content'] }}<|im_end|>", "{% if loop.last %}{{ m['content'] }}{% endif %}<|im_end|>"
+    template = scene.file("t.jinja", PLAIN.replace(said, cut, 1))
+    turns = [reply("one two"), user(), reply("three")]
+    path = scene.rows([{"prompt": [user()], "chosen": turns, "rejected": [reply("four")]}])
+    answer = scene.plan(stage="dpo", model__chat_template=template)
+    line = answer.only("BC024", f" {path}:1 chosen[0]", "token ", "(<|im_end|>)")
     assert "{% generation %}" in line
-    scene.file("t.jinja", forgetful.replace(cut, "{% generation %}" + cut + "{% endgeneration %}"))
-    assert "2 read" in scene.plan(code=0, model__chat_template=template).out
 
 
 def test_row_25_an_untrained_end_of_turn_is_warned_of(scene):

@@ -63,7 +63,7 @@ def conversations(draw, can: frozenset[str]):
         return f"{draw(words)} {next(number)}."
 
     def call():
-        what = f"{draw(words)} {next(number)}"
+        what = f"{draw(words)} {next(number)};"
         return {"type": "function", "function": {"name": "look_up", "arguments": {"what": what}}}
 
     def reply(**more):
