@@ -64,7 +64,7 @@ def test_row_24_a_template_that_rewrites_history_is_trained_turn_by_turn(scene):
     said, cut = "{{ m['content'] }}<|im_end|>", "{% if loop.last %}{{ m['content'] }}{% endif %}<|im_end|>"
     forgetful = PLAIN.replace(said, cut, 1)
     template = scene.file("t.jinja", forgetful)
-    path = scene.rows([*good(1), chat(user(), reply("one two"), user(), reply("three"))])
+    scene.rows([*good(1), chat(user(), reply("one two"), user(), reply("three"))])
     out = scene.plan(code=0, model__chat_template=template).out
     assert "conversations of which each turn is a text of its own (the chat template rewrites earlier turns): 1" in out
     marked = forgetful.replace(cut, "{% generation %}" + cut + "{% endgeneration %}")
