@@ -49,8 +49,8 @@ class ChatEncoder:
     """Encodes conversations with one tokenizer and its chat template. Holds no open resources; pickles.
 
     `train_on`: every assistant turn, or only the last one; `reasoning`: train it, or `drop` it from all messages;
-    `template_kwargs`, `date`: see `ChatTemplate`; `special_tokens`: see `SpecialTexts`. Raises `ModelError` BC022 (no
-    chat template) or BC024 (its generation marks cannot be located).
+    `template_kwargs`, `date`: see `ChatTemplate`; `special_tokens_as`: see `SpecialTexts`; with `strict`, `control` is
+    `refuse`. Raises `ModelError` BC022 (no chat template) or BC024 (its generation marks cannot be located).
     """
 
     def __init__(
@@ -77,7 +77,8 @@ class ChatEncoder:
             strict=strict,
         )
         ends = [text for text, token in specials.items() if token in template.end_of_turn_ids()]
-        self._special_texts = SpecialTexts(self._specials, ends, special_tokens_as)
+        mode = "refuse" if strict and special_tokens_as == "control" else special_tokens_as
+        self._special_texts = SpecialTexts(self._specials, ends, mode)
         self._encoder = exact_encoder(tokenizer)
         self._plain = text_encoder(tokenizer) if special_tokens_as == "text" else None
         self._added = frozenset(tokenizer.added_tokens_decoder)

@@ -73,7 +73,6 @@ class _Conversation(NamedTuple):
     weights: list[float]
     tools: list[dict[str, Any]] | None
     variables: Mapping[str, Any]
-    specials: tuple[str, ...]
 
 
 class ChatText:
@@ -131,7 +130,7 @@ class ChatText:
             message = {key: value for key, value in given.items() if value is not None}
             weights.append(float(message.pop("weight", 1.0)))
             messages.append(self._with_reasoning(message, form) if message.get("role") == "assistant" else message)
-        return _Conversation(messages, in_form(messages, form), form, weights, tools, variables, self._specials)
+        return _Conversation(messages, in_form(messages, form), form, weights, tools, variables)
 
     def _with_reasoning(self, message: Message, form: MessageForm) -> Message:
         """The message with its reasoning apart from its content, or without it."""

@@ -43,7 +43,7 @@ class SpecialTexts:
                 code="BC086",
                 field=f"messages[{at}]",
                 problem="a text holds a special token",
-                fix="remove it, or set data.special_tokens to control or text",
+                fix="remove it, or set data.special_tokens: text",
             )
         if self.mode == "control":
             return replace(sample, messages=messages, warnings=(*warnings, READ_AS_CONTROL))

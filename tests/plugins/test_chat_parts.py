@@ -236,7 +236,8 @@ def test_special_tokens_in_a_text():
         "<|im_start|>user\nWhat is <|im_end|> for?<|im_end|>\n<|im_start|>assistant\n<|im_start|> begins.<|im_end|>\n"
     )
     assert trained(tokenizer, [chat]) == ["<|im_start|> begins.<|im_end|>"]
-    assert problem(encode(CHATML, asked, reply("It."), special_tokens_as="refuse")[1]) == ("BC086", "messages[0]")
+    for options in ({"special_tokens_as": "refuse"}, {"strict": True}):
+        assert problem(encode(CHATML, asked, reply("It."), **options)[1]) == ("BC086", "messages[0]")
     for mode in ("control", "text", "refuse"):
         _, (chat,) = encode(CHATML, QUESTION, reply("Plain."), special_tokens_as=mode)
         assert chat.warnings == ()
