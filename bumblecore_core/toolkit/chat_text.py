@@ -1,10 +1,8 @@
 """Which characters of a conversation are trained, before any token is made.
 
-Two ways to find them:
-
-- the chat template marks them with `{% generation %}`; or
-- turn by turn as the model is served: what the template renders for the messages before the turn, with the generation
-  prompt, is the untrained prompt; what it renders beyond that for the messages up to the turn is the reply.
+Either the chat template marks them with `{% generation %}`, or they are found turn by turn as the model is served: what
+the template renders for the messages before the turn, with the generation prompt, is the untrained prompt; what it
+renders beyond that for the messages up to the turn is the reply.
 
 Where every turn's prompt and reply are a prefix of the whole rendering, the conversation is one text. Where a template
 rewrites history (drops earlier reasoning, ends the last turn otherwise), each trained turn is a text of its own.
@@ -65,7 +63,7 @@ class _Turn(NamedTuple):
 
 class _Conversation(NamedTuple):
     """`messages`: with reasoning under `reasoning_content` or, where the template reads none, as the row has them;
-    `formed`: the same as the template reads them."""
+    `formed`: the same as the template reads them; `texts`: what was rendered of them, by (messages, prompt)."""
 
     messages: list[Message]
     formed: list[Message]
@@ -73,6 +71,7 @@ class _Conversation(NamedTuple):
     weights: list[float]
     tools: list[dict[str, Any]] | None
     variables: Mapping[str, Any]
+    texts: dict[tuple[int, bool], str]
 
 
 class ChatText:
@@ -130,7 +129,7 @@ class ChatText:
             message = {key: value for key, value in given.items() if value is not None}
             weights.append(float(message.pop("weight", 1.0)))
             messages.append(self._with_reasoning(message, form) if message.get("role") == "assistant" else message)
-        return _Conversation(messages, in_form(messages, form), form, weights, tools, variables)
+        return _Conversation(messages, in_form(messages, form), form, weights, tools, variables, {})
 
     def _with_reasoning(self, message: Message, form: MessageForm) -> Message:
         """The message with its reasoning apart from its content, or without it."""
@@ -274,9 +273,11 @@ class ChatText:
         return shorter if shorter.endswith(self._specials) else reply
 
     def _text(self, conversation: _Conversation, stop: int, *, prompt: bool = False) -> str:
-        return self.template.render(
-            conversation.formed[:stop], conversation.tools, prompt=prompt, variables=conversation.variables
-        )
+        if (stop, prompt) not in conversation.texts:
+            conversation.texts[stop, prompt] = self.template.render(
+                conversation.formed[:stop], conversation.tools, prompt=prompt, variables=conversation.variables
+            )
+        return conversation.texts[stop, prompt]
 
 
 def _assistant_runs(conversation: _Conversation, first: int) -> Iterator[list[int]]:

@@ -9,6 +9,7 @@ empty think block belongs to the prompt (that is how a model is asked not to thi
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 _INLINE = re.compile(r"\s*(?:<think>)?(.*?)</think>\s*(.*)", re.DOTALL)
@@ -75,11 +76,8 @@ def served(asked: str, rendered: str, reasoning: str, tags: ThinkTags, last_text
 
 def without_empty_block(reply: str, tags: ThinkTags, *, opened: bool = False) -> str:
     """`reply` without an empty think block at its start; `opened`: the prompt has the opening tag."""
-    for pair in (tags, *KNOWN_TAGS):
-        opening, end = re.escape(pair.opening.strip()), _closing(pair)
-        if match := re.match(rf"\s*{end}" if opened else rf"\s*{opening}\s*{end}", reply):
-            return reply[match.end() :]
-    return reply
+    match = _empty_block(tags, opened).match(reply)
+    return reply if match is None else reply[match.end() :]
 
 
 def _continued(asked: str, rendered: str, reasoning: str, tags: ThinkTags) -> Served | None:
@@ -117,6 +115,16 @@ def _reopened(asked: str, before: str, rest: str, reasoning: str, tags: ThinkTag
     if block["closing"]:
         return Served(before + block[0], answer)
     return Served(asked + close, answer)
+
+
+@lru_cache(maxsize=256)
+def _empty_block(tags: ThinkTags, opened: bool) -> re.Pattern[str]:
+    """The pattern of an empty think block in one of the known forms."""
+    blocks = []
+    for pair in (tags, *KNOWN_TAGS):
+        opening, end = re.escape(pair.opening.strip()), _closing(pair)
+        blocks.append(end if opened else rf"{opening}\s*{end}")
+    return re.compile(rf"\s*(?:{'|'.join(blocks)})")
 
 
 def _closing(tags: ThinkTags) -> str:
