@@ -91,6 +91,7 @@ def test_one_process(template):
     assert sorted(found.values()) == list(found.values())  # once the new one is there it stays
 
 
+@pytest.mark.slow
 def test_over_a_torn_directory_of_the_same_step(template):
     found = crash_at_each(template, every=12, torn=True)
     assert set(found.values()) == {2, 4}

@@ -131,7 +131,7 @@ def launcher(directory: Path, code: str) -> subprocess.Popen:
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_reaches_each_rank_once(tmp_path, number):
     process = launcher(tmp_path, UNTIL_TOLD + "sys.exit(128 + got[0])")
     process.send_signal(number)

@@ -48,7 +48,7 @@ def saved(config: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_ends_the_run(config, number):
     process = started(config)
     process.send_signal(number)

@@ -78,6 +78,7 @@ def test_every_config_of_the_folder_is_tested():
     assert {path.stem for path in ZERO.glob("*.yaml")} == set(SAID | ON_DISK)
 
 
+@pytest.mark.slow
 def test_the_example_with_a_file_of_deepspeed_trains_as_the_engine_torch_does(tmp_path):
     plain = arguments(tmp_path, ZERO / "config_file.yaml", "--set", "engine=torch", name="torch")
     assert on_ranks(tmp_path, [plain, arguments(tmp_path, ZERO / "config_file.yaml")]) == [[0] * 2] * 2
