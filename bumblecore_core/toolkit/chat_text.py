@@ -108,14 +108,14 @@ class ChatText:
             if _is_empty(conversation.messages[index]):
                 if not self.strict:
                     return Dropped(code="BC015", reason="an assistant reply is empty")
-                field, problem = f"messages[{index}].content", "the assistant's reply is empty"
-                return RowError(code="BC015", field=field, problem=problem, fix="fill or remove it")
+                problem, fix = "the assistant's reply is empty", "fill or remove it"
+                return RowError(code="BC015", field=f"messages[{index}].content", problem=problem, fix=fix)
         try:
             if self.template.has_marks(conversation.tools):
                 try:
                     return [self._marked(conversation, runs, refuse)]
-                except RowError as error:  # a part that the template renders in the last turn only, say
-                    if error.problem.code != "BC079":
+                except RowError as error:  # marks that say otherwise than what is served, or leave out a part
+                    if error.problem.code not in ("BC024", "BC079"):
                         raise
             return self._as_served(conversation, runs, split=split, refuse=refuse)
         except RowError as error:
@@ -158,8 +158,8 @@ class ChatText:
 
     def _marked(self, conversation: _Conversation, runs: list[list[int]], refuse: Refuse) -> Rendered:
         text, marks = self.template.render_marks(conversation.formed, conversation.tools, conversation.variables)
-        assistants = [at for at, message in enumerate(conversation.messages) if message.get("role") == "assistant"]
         trained = {index for run in runs for index in run}
+        assistants = [at for at, message in enumerate(conversation.messages) if message.get("role") == "assistant"]
         if len(marks) != len(assistants):
             return self._marked_otherwise(conversation, text, marks, runs, refuse)
         spans = []
@@ -167,12 +167,13 @@ class ChatText:
             if index not in trained or end <= start:
                 continue
             asked = self._text(conversation, index, prompt=True)
-            if text.startswith(asked):  # a mark may begin before the reply, at the header that the prompt has
-                start = max(start, len(asked))
+            if not text.startswith(asked):
+                raise refuse(asked, text, f"messages[{index}]", "what comes before this turn")
+            start = max(start, len(asked))  # a mark may begin before the reply, at the header that the prompt has
             reply = self._closed(text[start:end])
+            end = start + len(reply)
             if not conversation.messages[index].get("reasoning_content"):
                 start += len(reply) - len(without_empty_block(reply, conversation.form.tags))
-            end = max(start, end - len(text[start:end]) + len(self._closed(text[start:end])))
             require_whole(conversation.messages, range(index, index + 1), text[start:end])
             spans.append(Span(start, end, f"messages[{index}]", conversation.weights[index]))
         return Rendered(text, tuple(spans), context_warnings(conversation.messages, conversation.tools, text))
@@ -244,8 +245,7 @@ class ChatText:
         asked, rendered = self._text(conversation, first, prompt=True), self._text(conversation, stop)
         message = conversation.messages[first]
         reasoning = message.get("reasoning_content") or separated(str(message.get("content", "")))[0]
-        before = conversation.messages[first - 1].get("content") if first else None
-        last_text = before if isinstance(before, str) else ""
+        last_text = str(conversation.messages[first - 1].get("content", "")) if first else ""
         turn = served(asked, rendered, reasoning, conversation.form.tags, last_text)
         if turn is None:
             raise refuse(asked, rendered, f"messages[{first}]", "what comes before this turn")
