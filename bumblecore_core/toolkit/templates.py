@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -14,6 +15,7 @@ from bumblecore_core.values import Message
 
 _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _REPLY = "bumblecore"  # the assistant's part of a probe conversation
+_PROBE: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _REPLY}]
 _TODAY = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>[^'"]*)(?P=quote)\s*\)""")
 LARGEST_TEXT = 32 << 20  # characters of one rendered conversation, which are tokenized at once
 
@@ -69,9 +71,8 @@ class ChatTemplate:
         """Ids of the special tokens that end generation: eos, and the one that closes an assistant's turn here."""
         specials = special_tokens(self._tokenizer)
         ids = [] if self._tokenizer.eos_token_id is None else [self._tokenizer.eos_token_id]
-        try:
-            text = self.render(_probe())
-        except RowError:  # a template that takes no such conversation
+        text = next((text for text, _ in self._probed() if _REPLY in text), None)
+        if text is None:
             return ids
         after = text.rpartition(_REPLY)[2].lstrip()
         closing = max((token for token in specials if after.startswith(token)), key=len, default=None)
@@ -120,15 +121,19 @@ class ChatTemplate:
                 field="model.chat_template",
             ) from error
 
+    def _probed(self, *, marks: bool = False) -> Iterator[tuple[str, list[tuple[int, int]]]]:
+        """A probe conversation rendered, with its texts as they are and as lists of parts, as far as the template takes
+        it; with `marks` also the characters between generation marks."""
+        for messages in (_PROBE, [_as_parts(message) for message in _PROBE]):
+            with suppress(RowError):
+                yield self.render_marks(messages) if marks else (self.render(messages), [])
+
     def _check_marks(self) -> None:
         """Jinja misplaces marks inside a macro or a `set` block, which shows in a reply that is not between them."""
         if not self.has_marks():
             return
-        try:
-            text, spans = self.render_marks(_probe())
-        except RowError:  # a template that takes no such conversation
-            return
-        if spans and not any(_REPLY in text[start:end] for start, end in spans):
+        probed = [(text, spans) for text, spans in self._probed(marks=True) if spans and _REPLY in text]
+        if probed and not any(_REPLY in text[start:end] for text, spans in probed for start, end in spans):
             raise one(
                 ModelError,
                 "BC024",
@@ -154,5 +159,5 @@ def _without_row(said: str, messages: list[Message]) -> str:
     return said
 
 
-def _probe() -> list[Message]:
-    return [{"role": "user", "content": "a"}, {"role": "assistant", "content": _REPLY}]
+def _as_parts(message: Message) -> Message:
+    return {**message, "content": [{"type": "text", "text": message["content"]}]}

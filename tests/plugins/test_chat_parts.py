@@ -179,6 +179,10 @@ def test_content_as_parts():
     tokenizer, chats = encode(template, QUESTION, reply("Yes."))
     assert trained(tokenizer, chats) == ["Yes.<|im_end|>"]
     assert "What?" in tokenizer.decode(chats[0].input_ids)
+    part = "{% for part in m.content %}{{ part.text }}{% endfor %}"
+    marked = template.replace(part, "{% generation %}" + part + "{% endgeneration %}")
+    tokenizer, chats = encode(marked, reply("Yes."), QUESTION, reply("No."))
+    assert trained(tokenizer, chats)[-1:] == ["No."]
 
 
 def test_ids_of_calls_and_results_agree():
