@@ -23,6 +23,7 @@ from bumblecore_core.toolkit.templates import ChatTemplate
 from bumblecore_core.toolkit.tokenizers import exact_encoder, special_tokens, text_encoder
 from bumblecore_core.values import ChatSample, Dropped
 
+NESTED = RowError(code="BC011", field="messages", problem="nested too deeply", fix="leave the row out")
 END_OF_TURN_WARNING = "BC025 the end of a turn is not trained: the template closes it without a special token"
 
 
@@ -106,12 +107,15 @@ class ChatEncoder:
         rendered: list[tuple[list[Rendered] | Dropped | RowError, tuple[str, ...]]] = []
         with limited():
             for sample, begin in zip(samples, first, strict=True):
-                plain = self._special_texts(sample)
-                if isinstance(plain, RowError):
-                    rendered.append((plain, ()))
-                    continue
-                texts = self._text(plain, begin, split=split, refuse=self._refusal)
-                rendered.append((texts, tuple(set(plain.warnings) - set(sample.warnings))))
+                try:
+                    plain = self._special_texts(sample)
+                    if isinstance(plain, RowError):
+                        rendered.append((plain, ()))
+                        continue
+                    texts = self._text(plain, begin, split=split, refuse=self._refusal)
+                    rendered.append((texts, tuple(set(plain.warnings) - set(sample.warnings))))
+                except RecursionError:
+                    rendered.append((NESTED, ()))
         tokens = iter(self._encode([text.text for texts, _ in rendered if isinstance(texts, list) for text in texts]))
         return [
             _joined([entry for text in texts for entry in self._aligned(text, next(tokens), split=split)], warnings)

@@ -19,7 +19,7 @@ from bumblecore_core.errors import RowError
 from bumblecore_core.toolkit.lost_parts import context_warnings, require_whole
 from bumblecore_core.toolkit.message_forms import MessageForm, find_form, in_form
 from bumblecore_core.toolkit.templates import ChatTemplate
-from bumblecore_core.toolkit.thinking import separated, served, without_empty_block
+from bumblecore_core.toolkit.thinking import separated, served, with_reasoning_apart, without_empty_block
 from bumblecore_core.values import ChatSample, Dropped, Message
 
 TrainOn: TypeAlias = Literal["all", "last"]
@@ -73,6 +73,11 @@ class _Conversation(NamedTuple):
     variables: Mapping[str, Any]
     texts: dict[tuple[int, bool], str]
 
+    @property
+    def last_reply(self) -> int:
+        """Index of the last assistant message."""
+        return max(at for at, message in enumerate(self.messages) if message.get("role") == "assistant")
+
 
 class ChatText:
     """Renders conversations with one chat template. `specials`, `eos`: texts of the special tokens, and of EOS."""
@@ -98,48 +103,45 @@ class ChatText:
     ) -> list[Rendered] | Dropped | RowError:
         """The texts of a conversation: one, or with `split` one per trained turn where the template rewrites history.
         `first`: index of the message from which on assistant turns are trained."""
-        conversation = self._conversation(sample)
+        try:
+            return self._texts(self._conversation(sample), first, split=split, refuse=refuse)
+        except RowError as error:
+            return error
+
+    def _texts(
+        self, conversation: _Conversation, first: int, *, split: bool, refuse: Refuse
+    ) -> list[Rendered] | Dropped:
         runs = list(_assistant_runs(conversation, first))
         if self.train_on == "last":
-            runs = runs[-1:]
+            runs = [run for run in runs[-1:] if run[-1] == conversation.last_reply]
         if not runs:
             return NOTHING_TRAINED
         for index in (index for run in runs for index in run):
             if _is_empty(conversation.messages[index]):
                 if not self.strict:
                     return Dropped(code="BC015", reason="an assistant reply is empty")
-                problem, fix = "the assistant's reply is empty", "fill or remove it"
-                return RowError(code="BC015", field=f"messages[{index}].content", problem=problem, fix=fix)
-        try:
-            if self.template.has_marks(conversation.tools):
-                try:
-                    return [self._marked(conversation, runs, refuse)]
-                except RowError as error:  # marks that say otherwise than what is served, or leave out a part
-                    if error.problem.code not in ("BC024", "BC079"):
-                        raise
-            return self._as_served(conversation, runs, split=split, refuse=refuse)
-        except RowError as error:
-            return error
+                field, problem = f"messages[{index}].content", "the assistant's reply is empty"
+                raise RowError(code="BC015", field=field, problem=problem, fix="fill or remove it")
+        if self.template.has_marks(conversation.tools):
+            try:
+                return [self._marked(conversation, runs, refuse)]
+            except RowError as error:  # marks that say otherwise than what is served, or leave out a part
+                if error.problem.code not in ("BC024", "BC079"):
+                    raise
+        return self._as_served(conversation, runs, split=split, refuse=refuse)
 
     def _conversation(self, sample: ChatSample) -> _Conversation:
         tools, variables = list(sample.tools) if sample.tools else None, sample.template_kwargs or {}
         form = self._form(tools, variables)
         messages, weights = [], []
-        for given in sample.messages:
+        for index, given in enumerate(sample.messages):
             message = {key: value for key, value in given.items() if value is not None}
             weights.append(float(message.pop("weight", 1.0)))
-            messages.append(self._with_reasoning(message, form) if message.get("role") == "assistant" else message)
+            if message.get("role") == "assistant":
+                reads = form.reasoning is not None
+                message = with_reasoning_apart(message, index, drop=self.reasoning == "drop", reads=reads)
+            messages.append(message)
         return _Conversation(messages, in_form(messages, form), form, weights, tools, variables, {})
-
-    def _with_reasoning(self, message: Message, form: MessageForm) -> Message:
-        """The message with its reasoning apart from its content, or without it."""
-        content, reasoning = message.get("content"), message.pop("reasoning_content", None)
-        inline, answer = separated(content) if isinstance(content, str) else ("", content)
-        if self.reasoning == "drop":
-            return {**message, "content": answer} if inline else message
-        if inline and not reasoning and form.reasoning is not None:
-            return {**message, "content": answer, "reasoning_content": inline}
-        return {**message, "reasoning_content": reasoning} if reasoning else message
 
     def _form(self, tools: Any, variables: Mapping[str, Any]) -> MessageForm:
         key = json.dumps([bool(tools), dict(variables)], sort_keys=True, default=str)
@@ -164,7 +166,7 @@ class ChatText:
             return self._marked_otherwise(conversation, text, marks, runs, refuse)
         spans = []
         for index, (start, end) in zip(assistants, marks, strict=True):
-            if index not in trained or end <= start:
+            if index not in trained:
                 continue
             asked = self._text(conversation, index, prompt=True)
             if not text.startswith(asked):
@@ -187,9 +189,8 @@ class ChatText:
         refuse: Refuse,
     ) -> Rendered:
         """Marks that are not one per assistant message: those that lie in a trained turn's characters."""
-        turns = [self._turn(conversation, run, refuse) for run in runs]
         spans = []
-        for turn in turns:
+        for turn in [self._turn(conversation, run, refuse) for run in runs]:
             if not text.startswith(turn.prompt):
                 raise refuse(turn.prompt, text, turn.field, "what comes before this turn")
             last = len(turn.prompt) + len(turn.reply)

@@ -3,28 +3,49 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from bumblecore_core.errors import RowError
 from bumblecore_core.toolkit.thinking import separated
 from bumblecore_core.values import Message
 
+TAKEN = "\0"
+
+
+class Part(NamedTuple):
+    """A text of a message, with its path below the message. `words`: looked for as words of their own first."""
+
+    path: str
+    text: str
+    words: bool = False
+
 
 def require_whole(messages: Sequence[Message], trained: Iterable[int], reply: str) -> None:
     """Raises `RowError` BC079 where a part of the messages with the indices `trained` is not in their trained text."""
-    for index in trained:
-        content = messages[index].get("content")
-        reasoning, answer = separated(content) if isinstance(content, str) else ("", content)
-        message = {**messages[index], "content": answer, **({"reasoning_content": reasoning} if reasoning else {})}
-        if (lost := lost_in_reply(message, reply)) is None:
-            continue
-        fix = "set model.chat_template to a template that renders it, or remove it from the row"
-        if lost == "reasoning_content":
-            fix = "set stage.reasoning: drop to train without it, or model.chat_template_kwargs (such as "
-            fix += "enable_thinking: true) or model.chat_template so that it is rendered"
-        problem = "the chat template does not render this part of a trained turn"
-        raise RowError(code="BC079", field=f"messages[{index}].{lost}", problem=problem, fix=fix)
+    parts = [
+        part._replace(path=f"messages[{index}].{part.path}") for index in trained for part in _parts(messages[index])
+    ]
+    if (lost := first_lost(parts, reply)) is None:
+        return
+    fix = "set model.chat_template to a template that renders it, or remove it from the row"
+    if lost.endswith("reasoning_content"):
+        fix = "set stage.reasoning: drop to train without it, or model.chat_template_kwargs (such as "
+        fix += "enable_thinking: true) or model.chat_template so that it is rendered"
+    problem = "the chat template does not render this part of a trained turn"
+    raise RowError(code="BC079", field=lost, problem=problem, fix=fix)
+
+
+def first_lost(parts: Sequence[Part], text: str) -> str | None:
+    """The path of the first of `parts` that `text` does not hold. Each part must have a stretch of its own, so that one
+    which occurs inside another counts only where it occurs once more; so the longest ones are looked for first."""
+    lost: set[int] = set()
+    for index in sorted(range(len(parts)), key=lambda index: len(parts[index].text), reverse=True):
+        found, text = _taken(parts[index], text)
+        if not found:
+            lost.add(index)
+    return parts[min(lost)].path if lost else None
 
 
 def context_warnings(messages: Sequence[Message], tools: Sequence[Any] | None, text: str) -> tuple[str, ...]:
@@ -33,64 +54,71 @@ def context_warnings(messages: Sequence[Message], tools: Sequence[Any] | None, t
     return tuple(f"BC080 the chat template does not render {kind}" for kind in kinds)
 
 
-def lost_in_reply(message: Message, reply: str) -> str | None:
-    """The path below `message` of the first part that `reply`, its trained text, does not hold: reasoning, content, a
-    call's name or a value of its arguments. None where nothing is lost."""
-    for name in ("reasoning_content", "content"):
-        if not _occurs(message.get(name), reply):
-            return name
-    for index, call in enumerate(message.get("tool_calls") or ()):
-        path, function = f"tool_calls[{index}]", call["function"]
-        if not _occurs(function["name"], reply):
-            return path
-        if (lost := _lost_value(function.get("arguments"), reply)) is not None:
-            return f"{path}.arguments{lost}"
-    return _repeated_call(message.get("tool_calls") or (), reply)
-
-
-def _repeated_call(calls: Sequence[Mapping[str, Any]], reply: str) -> str | None:
-    """Equal calls must be there as often as the message has them."""
-    names = [call["function"]["name"] for call in calls]
-    for index, name in enumerate(names):
-        if reply.count(name) < names[: index + 1].count(name):
-            return f"tool_calls[{index}]"
-    return None
-
-
 def lost_in_context(messages: Sequence[Message], tools: Sequence[Any] | None, text: str) -> Iterator[str]:
     """What kinds of context `text` does not hold: "a tool definition", "a system text", "a user text", "a tool
     result"."""
     for tool in tools or ():
         function = tool.get("function", tool)
-        if not _occurs(function.get("name"), text) or not _occurs(function.get("description"), text):
+        if not all(_occurs(str(function.get(key) or ""), text) for key in ("name", "description")):
             yield "a tool definition"
             break
     kinds = {"system": "a system text", "user": "a user text", "tool": "a tool result"}
     for role, kind in kinds.items():
-        if any(message["role"] == role and not _occurs(message.get("content"), text) for message in messages):
+        contents = (message.get("content") for message in messages if message["role"] == role)
+        if not all(_occurs(content, text) for content in contents if isinstance(content, str)):
             yield kind
 
 
-def _lost_value(value: Any, reply: str, path: str = "") -> str | None:
+def _parts(message: Message) -> Iterator[Part]:
+    """Reasoning, content, and of each call the name, the keys and the values of its arguments."""
+    content = message.get("content")
+    inline, answer = separated(content) if isinstance(content, str) else ("", "")
+    for name, text in (("reasoning_content", message.get("reasoning_content")), ("reasoning_content", inline)):
+        if isinstance(text, str):
+            yield Part(name, text)
+    yield Part("content", answer)
+    for index, call in enumerate(message.get("tool_calls") or ()):
+        path, function = f"tool_calls[{index}]", call["function"]
+        yield Part(path, function["name"], words=True)
+        yield from _leaves(function.get("arguments"), f"{path}.arguments")
+
+
+def _leaves(value: Any, path: str) -> Iterator[Part]:
     if isinstance(value, Mapping):
-        items = ((f"{path}.{key}", item) for key, item in value.items())
+        for key, item in value.items():
+            yield Part(f"{path}.{key}", str(key), words=True)
+            yield from _leaves(item, f"{path}.{key}")
     elif isinstance(value, list | tuple):
-        items = ((f"{path}[{index}]", item) for index, item in enumerate(value))
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{path}[{index}]")
     elif isinstance(value, str):
-        return None if _occurs(value, reply) else path
-    else:  # numbers and truth values, as JSON or as Python writes them
-        return None if value is None or json.dumps(value) in reply or str(value) in reply else path
-    return next((lost for place, item in items if (lost := _lost_value(item, reply, place)) is not None), None)
+        yield Part(path, value)
+    elif value is not None:  # a number or a truth value
+        yield Part(path, json.dumps(value), words=True)
 
 
-def _occurs(part: Any, text: str) -> bool:
-    """Whether a text is part of another, as it is or as JSON writes it, white space aside at its ends and, where a
-    template changes it, inside."""
-    if not isinstance(part, str):
-        return True
+def _taken(part: Part, text: str) -> tuple[bool, str]:
+    """(whether `text` holds the part, `text` without it)."""
+    for form in _forms(part.text):
+        escaped, flags = re.escape(form), re.IGNORECASE if form in ("true", "false") else 0
+        match = re.search(rf"(?<!\w){escaped}(?!\w)", text, flags) if part.words else None
+        if match or (match := re.search(escaped, text)):
+            return True, text[: match.start()] + TAKEN + text[match.end() :]
+    return not part.words and _squeezed(part.text) in _squeezed(text), text
+
+
+def _occurs(part: str, text: str) -> bool:
+    """Whether a text is part of another, as it is or as JSON writes it; white space may differ."""
+    return any(form in text for form in _forms(part)) or _squeezed(part) in _squeezed(text)
+
+
+def _forms(part: str) -> Iterator[str]:
     part = part.strip()
-    if part in text:
-        return True
-    if any(json.dumps(part, ensure_ascii=ascii)[1:-1] in text for ascii in (False, True)):
-        return True
-    return "".join(part.split()) in "".join(text.split())
+    yield part
+    for ascii in (False, True):
+        if (escaped := json.dumps(part, ensure_ascii=ascii)[1:-1]) != part:
+            yield escaped
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())

@@ -125,17 +125,22 @@ def _call_ids(messages: Sequence[Message], form: MessageForm) -> list[str | None
 
 
 def _calls_of_results(messages: Sequence[Message]) -> dict[int, Mapping[str, Any]]:
-    """Index of each tool message → the call that it answers: the one with its id, else the next that has no answer."""
+    """Index of each tool message → the call that it answers: the one with its id, or for a result without an id the
+    next that no result names. A result with an id that no call has answers none."""
     found: dict[int, Mapping[str, Any]] = {}
     open_calls: list[Mapping[str, Any]] = []
+    named = {message["tool_call_id"] for message in messages if message.get("tool_call_id")}
     for index, message in enumerate(messages):
         open_calls = list(message.get("tool_calls") or open_calls)
-        if message.get("role") != "tool" or not open_calls:
+        if message.get("role") != "tool":
             continue
         identity = message.get("tool_call_id")
-        call = next((call for call in open_calls if identity is not None and call.get("id") == identity), open_calls[0])
-        open_calls = [other for other in open_calls if other is not call]
-        found[index] = call
+        fitting = (
+            call for call in open_calls if (call.get("id") == identity if identity else call.get("id") not in named)
+        )
+        if (call := next(fitting, None)) is not None:
+            open_calls = [other for other in open_calls if other is not call]
+            found[index] = call
     return found
 
 

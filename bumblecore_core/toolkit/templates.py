@@ -16,7 +16,8 @@ from bumblecore_core.values import Message
 _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _REPLY = "bumblecore"  # the assistant's part of a probe conversation
 _PROBE: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _REPLY}]
-_TODAY = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>[^'"]*)(?P=quote)\s*\)""")
+_TODAY = re.compile(r"""strftime_now\s*\(\s*(?:format\s*=\s*)?(?P<quote>['"])(?P<format>[^'"]*)(?P=quote)\s*\)""")
+RESERVED = frozenset({"continue_final_message", "add_generation_prompt", "messages", "tools", "chat_template"})
 LARGEST_TEXT = 32 << 20  # characters of one rendered conversation, which are tokenized at once
 
 
@@ -85,6 +86,10 @@ class ChatTemplate:
 
         source = self._dated(self._source(tools))
         given = {**self._variables, **(variables or {})}
+        if reserved := RESERVED.intersection(given):
+            name = min(reserved)
+            problem = f"chat_template_kwargs may not set '{name}'"
+            raise RowError(code="BC023", field="chat_template_kwargs", problem=problem, fix="remove it")
         try:
             with piece():
                 texts, marks = render_jinja_template([messages], tools, chat_template=source, **how, **given)

@@ -12,6 +12,10 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
+from bumblecore_core.errors import RowError
+from bumblecore_core.values import Message
+
+_CLOSING_LINE = re.compile(r"\n\s*</think>|</think>\s*(\n|\Z)")
 _INLINE = re.compile(r"\s*(?:<think>)?(.*?)</think>\s*(.*)", re.DOTALL)
 
 
@@ -44,13 +48,30 @@ class Served(NamedTuple):
 
 
 def separated(content: str) -> tuple[str, str]:
-    """(reasoning, answer) of a content that begins with `<think>…</think>`, or has the closing tag alone because the
-    prompt had the opening one; ("", content) for any other."""
-    if "</think>" not in content or ("<think>" in content and not content.lstrip().startswith("<think>")):
+    """(reasoning, answer) of a content that begins with `<think>…</think>`, or has the closing tag alone, at a line's
+    start or end, because the prompt had the opening one; ("", content) for any other."""
+    opened = content.lstrip().startswith("<think>")
+    if "</think>" not in content or (not opened and ("<think>" in content or not _CLOSING_LINE.search(content))):
         return "", content
     match = _INLINE.fullmatch(content)
     assert match is not None
     return match[1].strip(), match[2]
+
+
+def with_reasoning_apart(message: Message, index: int, *, drop: bool, reads: bool) -> Message:
+    """An assistant's message with its reasoning under `reasoning_content`, or without it (`drop`). Reasoning inside the
+    content stays there where the template `reads` none. Raises `RowError` BC011 where the message `index` has two."""
+    message = dict(message)
+    content, reasoning = message.get("content"), str(message.pop("reasoning_content", "")).strip()
+    inline, answer = separated(content) if isinstance(content, str) else ("", content)
+    if drop:
+        return {**message, "content": answer} if inline else message
+    if inline and reasoning not in ("", inline):
+        problem, field = "it differs from the reasoning in the content", f"messages[{index}].reasoning_content"
+        raise RowError(code="BC011", field=field, problem=problem, fix="keep one of the two")
+    if inline and reads:
+        return {**message, "content": answer, "reasoning_content": inline}
+    return {**message, "reasoning_content": reasoning} if reasoning and not inline else message
 
 
 def served(asked: str, rendered: str, reasoning: str, tags: ThinkTags, last_text: str) -> Served | None:
@@ -108,6 +129,8 @@ def _reopened(asked: str, before: str, rest: str, reasoning: str, tags: ThinkTag
     block = re.match(rf"\s*(?P<opening>{opening}\s*)?(?P<closing>{closing}\s*)?", rest)
     assert block is not None
     answer = rest[block.end() :]
+    if reasoning and answer.lstrip().startswith(reasoning):  # the turn shows it, but not the tag that the prompt has
+        return Served(asked, answer)
     if block["opening"] and not block["closing"]:  # only the white space after the tag differs
         return Served(asked, answer)
     if reasoning:

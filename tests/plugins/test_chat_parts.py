@@ -3,44 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from chat_rows import CALLING, QUESTION, TOOL, call, encode, problem, reply, trained
 from rewriting_templates import ASK, CALLS, IM, REWRITING
-from templates import CHATML, SHAPES, tokenizer_for
+from templates import CHATML, SHAPES
 
-from bumblecore_core import ChatSample, Dropped, RowError
-from bumblecore_core.toolkit.chat import ChatEncoder
-from bumblecore_core.toolkit.special_texts import ENDS_WITH_END, READ_AS_CONTROL, READ_AS_TEXT
-
-PLAIN = next(shape for shape in SHAPES if shape.name == "chatml")
-TOOL = {"type": "function", "function": {"name": "look_up", "description": "Looks up.", "parameters": {}}}
-QUESTION = {"role": "user", "content": "What?"}
-CALLING = "{% for m in messages %}" + IM + "{{ m.content or '' }}" + CALLS + "{{ '<|im_end|>\\n' }}{% endfor %}" + ASK
-
-
-def call(**arguments):
-    return {"type": "function", "function": {"name": "look_up", "arguments": arguments}}
-
-
-def reply(content="", **more):
-    return {"role": "assistant", "content": content, **more}
-
-
-def encode(template, *messages, tools=None, kwargs=None, **options):
-    """(tokenizer, what the encoder gives) of one conversation."""
-    tokenizer = tokenizer_for(PLAIN, "gpt4", template)
-    (entry,) = ChatEncoder(tokenizer, **options).turns(
-        [ChatSample(messages=messages, tools=tools, template_kwargs=kwargs)]
-    )
-    return tokenizer, entry
-
-
-def trained(tokenizer, chats):
-    return [tokenizer.decode(chat.input_ids[start:end]) for chat in chats for start, end in chat.spans]
-
-
-def problem(entry):
-    assert isinstance(entry, RowError), entry
-    return entry.problem.code, entry.problem.field
-
+from bumblecore_core import Dropped, RowError
 
 # What is lost
 
@@ -66,7 +33,10 @@ def test_a_second_call_that_the_template_does_not_render_is_an_error():
 def test_an_argument_that_the_template_does_not_render_is_an_error():
     names_only = CALLING.replace("c.function | tojson", "c.function.name")
     _, entry = encode(names_only, QUESTION, reply(tool_calls=[call(where={"city": ["Bern"]})]))
-    assert problem(entry) == ("BC079", "messages[1].tool_calls[0].arguments.where.city[0]")
+    assert problem(entry) == ("BC079", "messages[1].tool_calls[0].arguments.where")
+    keys_only = CALLING.replace("c.function | tojson", "c.function.name + (c.function.arguments.where | list | tojson)")
+    _, entry = encode(keys_only, QUESTION, reply("where", tool_calls=[call(where={"city": ["Bern"]})]))
+    assert problem(entry) == ("BC079", "messages[1].tool_calls[0].arguments.where")
 
 
 def test_text_next_to_a_call_that_the_template_drops_is_an_error():
@@ -90,47 +60,6 @@ def test_lost_context_is_a_warning_for_each_kind():
     ]
     _, (chat,) = encode(only_users, QUESTION, reply("Hm."))
     assert chat.warnings == ()
-
-
-# Reasoning
-
-
-def test_reasoning_that_the_template_does_not_read_is_an_error_or_dropped():
-    message = reply("Yes.", reasoning_content="Because.")
-    assert problem(encode(CHATML, QUESTION, message)[1]) == ("BC079", "messages[1].reasoning_content")
-    tokenizer, chats = encode(CHATML, QUESTION, message, reasoning="drop")
-    assert trained(tokenizer, chats) == ["Yes.<|im_end|>"]
-
-
-@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
-def test_reasoning_is_passed_under_the_name_that_the_template_reads(name):
-    template = "{% for m in messages %}" + IM + f"{{% if m.{name} %}}{{{{ '<r>' + m.{name} + '</r>' }}}}{{% endif %}}"
-    template += "{{ m.content + '<|im_end|>\\n' }}{% endfor %}" + ASK
-    for message in (reply("Yes.", reasoning_content="Because."), reply("<think>\nBecause.\n</think>\n\nYes.")):
-        tokenizer, chats = encode(template, QUESTION, message)
-        assert trained(tokenizer, chats) == ["<r>Because.</r>Yes.<|im_end|>"]
-        tokenizer, chats = encode(template, QUESTION, message, reasoning="drop")
-        assert trained(tokenizer, chats) == ["Yes.<|im_end|>"]
-
-
-def test_inline_reasoning_stays_in_a_content_that_the_template_copies():
-    tokenizer, chats = encode(CHATML, QUESTION, reply("<think>Because.</think>Yes."))
-    assert trained(tokenizer, chats) == ["<think>Because.</think>Yes.<|im_end|>"]
-
-
-def test_an_empty_think_block_is_part_of_the_prompt():
-    qwen3 = REWRITING[0].template
-    tokenizer, chats = encode(qwen3, QUESTION, reply("Yes."))
-    assert trained(tokenizer, chats) == ["Yes.<|im_end|>"]
-    assert tokenizer.decode(chats[0].input_ids[: chats[0].spans[0][0]]).endswith("<think>\n\n</think>\n\n")
-
-
-def test_reasoning_after_a_prompt_that_closes_the_think_block_is_an_error():
-    qwen3 = REWRITING[0].template
-    message = reply("Yes.", reasoning_content="Because.")
-    code, field = problem(encode(qwen3, QUESTION, message, template_kwargs={"enable_thinking": False})[1])
-    assert (code, field) == ("BC079", "messages[1].reasoning_content")
-    assert not isinstance(encode(qwen3, QUESTION, message)[1], RowError)
 
 
 # Template arguments and dates
@@ -202,7 +131,8 @@ def test_ids_of_calls_and_results_agree():
     assert '"what": "one"}, "id": "call00000"}' in text
     assert "[TOOL_RESULTS]call000012[/TOOL_RESULTS][TOOL_RESULTS]call000001[/TOOL_RESULTS]" in text
     nine = [{**call(what="one"), "id": "abcdefghi"}]
-    tokenizer, chats = encode(mistral, QUESTION, reply(tool_calls=nine), results[0], reply("Done."), tools=(TOOL,))
+    result = {"role": "tool", "content": "1", "tool_call_id": "abcdefghi"}
+    tokenizer, chats = encode(mistral, QUESTION, reply(tool_calls=nine), result, reply("Done."), tools=(TOOL,))
     assert '"id": "abcdefghi"' in tokenizer.decode(chats[0].input_ids)
 
 
@@ -224,30 +154,48 @@ def test_messages_with_the_weight_0_are_context_only():
     assert isinstance(encode(CHATML, QUESTION, reply("Bad.", weight=0))[1], Dropped)
 
 
-# Special tokens in texts
+# Parts that stand inside other parts
 
 
-def test_special_tokens_in_a_text():
-    asked = {"role": "user", "content": "What is <|im_end|> for?"}
-    tokenizer, (chat,) = encode(CHATML, asked, reply("It ends."))
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert chat.warnings == (READ_AS_CONTROL,)
-    assert chat.input_ids.tolist().count(end) == 3
-    tokenizer, (chat,) = encode(CHATML, asked, reply("<|im_start|> begins."), special_tokens_as="text")
-    assert chat.warnings == (READ_AS_TEXT,)
-    assert chat.input_ids.tolist().count(end) == 2
-    assert tokenizer.decode(chat.input_ids) == (
-        "<|im_start|>user\nWhat is <|im_end|> for?<|im_end|>\n<|im_start|>assistant\n<|im_start|> begins.<|im_end|>\n"
+LOOK = {"type": "function", "function": {"name": "look", "arguments": {"what": "x"}}}
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        (reply("Paris is it.", reasoning_content="Paris"), "reasoning_content"),
+        (reply(tool_calls=[call(what="x"), LOOK]), "tool_calls[1]"),
+        (reply("True story 12.", tool_calls=[call(a=True)]), "tool_calls[0].arguments.a"),
+        (reply("x 12x birds.", tool_calls=[call(a=12)]), "tool_calls[0].arguments.a"),
+    ],
+)
+def test_a_part_inside_another_part_does_not_hide_that_it_is_lost(message, field):
+    first = (
+        "{% for c in (m.tool_calls or [])[:1] %}{{ ' ' + c.function.name + ' ' + c.function.arguments | join(' ') }}"
     )
-    assert trained(tokenizer, [chat]) == ["<|im_start|> begins.<|im_end|>"]
-    for options in ({"special_tokens_as": "refuse"}, {"strict": True}):
-        assert problem(encode(CHATML, asked, reply("It."), **options)[1]) == ("BC086", "messages[0]")
-    for mode in ("control", "text", "refuse"):
-        _, (chat,) = encode(CHATML, QUESTION, reply("Plain."), special_tokens_as=mode)
-        assert chat.warnings == ()
+    first += "{{ ' ' + c.function.arguments.values() | select('string') | join(' ') }}{% endfor %}"
+    template = CALLING.replace(CALLS, first)
+    code, found = problem(encode(template, QUESTION, message)[1])
+    assert (code, found) == ("BC079", f"messages[1].{field}")
 
 
-def test_a_reply_that_ends_with_the_end_of_turn_token_trains_it_once():
-    tokenizer, (chat,) = encode(CHATML, QUESTION, reply("Yes.<|im_end|>\n"), special_tokens_as="refuse")
-    assert trained(tokenizer, [chat]) == ["Yes.<|im_end|>"]
-    assert chat.warnings == (ENDS_WITH_END,)
+def test_an_empty_mark_does_not_leave_a_call_untrained():
+    template = "{% for m in messages %}" + IM + "{% if m.role == 'assistant' %}{% generation %}{{ m.content or '' }}"
+    template += (
+        "{% endgeneration %}" + CALLS + "{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\\n' }}{% endfor %}" + ASK
+    )
+    result = {"role": "tool", "content": "42"}
+    tokenizer, chats = encode(template, QUESTION, reply(tool_calls=[call(what="x")]), result, reply("Done."))
+    assert ['"what": "x"' in text for text in trained(tokenizer, chats)] == [True, False]
+
+
+def test_results_go_to_the_calls_that_they_name():
+    template = CALLING.replace("{{ m.content or '' }}", "{{ (m.tool_call_id or '') + '=' + (m.content or '') }}")
+    calls = [{**call(what=name), "id": name} for name in ("c1", "c2")]
+    results = [
+        {"role": "tool", "content": text, "tool_call_id": name} for name, text in (("zz", "unknown"), ("c1", "one"))
+    ]
+    tokenizer, chats = encode(template, QUESTION, reply(tool_calls=calls), *results, reply("Done."))
+    text = tokenizer.decode(chats[-1].input_ids)
+    assert "zz=unknown" in text
+    assert "c1=one" in text

@@ -26,7 +26,9 @@ class StrictDecoder:
     """Decodes one JSON value at a time. Holds state while it decodes, so one for each file."""
 
     def __init__(self) -> None:
-        self._decoder = json.JSONDecoder(object_pairs_hook=self._object, parse_constant=self._constant)
+        self._decoder = json.JSONDecoder(
+            object_pairs_hook=self._object, parse_constant=self._constant, parse_float=self._float
+        )
         self._duplicate: str | None = None
         self._constant_seen = False
 
@@ -46,7 +48,12 @@ class StrictDecoder:
             raise Oddity("BC005", self._duplicate, "the key appears twice in one object", fix)
         if self._constant_seen:
             where = next(path for path, leaf in leaves(value) if isinstance(leaf, float) and not _finite(leaf))
-            raise Oddity("BC005", where, "NaN or Infinity is not JSON", "Write null, or leave the row out.")
+            raise Oddity(
+                "BC005",
+                where,
+                "NaN, Infinity and numbers beyond 1.8e308 are not JSON",
+                "Write null, or leave the row out.",
+            )
         if _SUSPICIOUS.search(text, start, end):
             refuse_bad_text(value)
         return value, end
@@ -57,6 +64,11 @@ class StrictDecoder:
             seen: set[str] = set()
             self._duplicate = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         return result
+
+    def _float(self, number: str) -> float:
+        value = float(number)
+        self._constant_seen |= not _finite(value)
+        return value
 
     def _constant(self, name: str) -> float:
         self._constant_seen = True

@@ -17,7 +17,9 @@ def parse_json(value: str, path: str) -> Any:
     """The value that a JSON text holds. Raises `ValueError` where it is malformed, and `RowError` BC020 where one of
     its texts holds a lone surrogate or a NUL, which the check of the row's own texts does not see."""
     try:
-        parsed = json.loads(value, parse_constant=_refuse_constant)
+        parsed = json.loads(
+            value, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_without_duplicates
+        )
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if _ESCAPE.search(value) and _holds_bad_text(parsed):
@@ -43,6 +45,19 @@ def _holds_bad_text(value: Any) -> bool:
     if isinstance(value, dict):
         return any(map(_holds_bad_text, value)) or any(map(_holds_bad_text, value.values()))
     return isinstance(value, list) and any(map(_holds_bad_text, value))
+
+
+def _finite(number: str) -> float:
+    if abs(value := float(number)) == float("inf"):
+        raise ValueError(f"{number[:40]} is too large for a number")
+    return value
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key appears twice in one object")
+    return result
 
 
 def _refuse_constant(name: str) -> float:

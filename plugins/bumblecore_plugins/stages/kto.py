@@ -35,7 +35,7 @@ from bumblecore_core.toolkit.logprobs import TokenLogprobs
 from bumblecore_core.toolkit.packing import offsets, pack, ranges
 from bumblecore_core.toolkit.preview import marked
 from bumblecore_plugins.stages.dpo import TOO_LONG
-from bumblecore_plugins.stages.pair_layout import named_side
+from bumblecore_plugins.stages.pair_layout import named_side, warnings_of
 
 if TYPE_CHECKING:
     from bumblecore_core.toolkit.policy import Policy
@@ -105,7 +105,7 @@ class FeedbackStage:
             length=len(columns["row_ids"]),
             count=1,
             truncated=len(row.input_ids) > limit,
-            warnings=row.warnings,
+            warnings=warnings_of(row),
         )
 
     def collate(

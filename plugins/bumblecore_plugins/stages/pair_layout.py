@@ -17,6 +17,7 @@ from bumblecore_core.toolkit.turns import common_prefix
 
 SIDES = ("chosen", "rejected")
 COLUMNS = ("chosen_ids", "chosen_spans", "rejected_ids", "rejected_spans")
+WEIGHTS_UNREAD = "BC083 the weight of a message in a completion is read by the stage sft only"
 EQUAL = Dropped(code="BC017", reason="chosen equals rejected")
 
 
@@ -73,7 +74,8 @@ def named_side(result: EncodedChat | Dropped | RowError, side: str, first: int) 
 
 def warnings_of(*chats: EncodedChat) -> tuple[str, ...]:
     """What was odd about a pair's sequences, each said once."""
-    return tuple(dict.fromkeys(warning for chat in chats for warning in chat.warnings))
+    weighted = (WEIGHTS_UNREAD,) if any(chat.weights for chat in chats) else ()
+    return tuple(dict.fromkeys([*weighted, *(warning for chat in chats for warning in chat.warnings)]))
 
 
 def preview_pair(tokenizer: Any, example: Mapping[str, np.ndarray]) -> list[tuple[str, bool]]:
