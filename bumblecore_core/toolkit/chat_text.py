@@ -93,7 +93,7 @@ class ChatText:
         strict: bool,
     ) -> None:
         self.template = template
-        self.train_on, self.reasoning, self.strict = train_on, reasoning, strict
+        self.train_on, self._drops, self.strict = train_on, reasoning == "drop", strict
         self._specials, self._eos = tuple(specials), eos
         self._rest = re.compile(rf"(?:\s|{'|'.join(map(re.escape, self._specials)) or '(?!)'})*")
         self._forms: dict[str, MessageForm] = {}
@@ -131,15 +131,14 @@ class ChatText:
         return self._as_served(conversation, runs, split=split, refuse=refuse)
 
     def _conversation(self, sample: ChatSample) -> _Conversation:
-        tools, variables = list(sample.tools) if sample.tools else None, sample.template_kwargs or {}
+        tools, variables = list(sample.tools or ()) or None, sample.template_kwargs or {}
         form = self._form(tools, variables)
         messages, weights = [], []
         for index, given in enumerate(sample.messages):
             message = {key: value for key, value in given.items() if value is not None}
             weights.append(float(message.pop("weight", 1.0)))
             if message.get("role") == "assistant":
-                reads = form.reasoning is not None
-                message = with_reasoning_apart(message, index, drop=self.reasoning == "drop", reads=reads)
+                message = with_reasoning_apart(message, index, drop=self._drops, reads=form.reasoning is not None)
             messages.append(message)
         return _Conversation(messages, in_form(messages, form), form, weights, tools, variables, {})
 
