@@ -81,8 +81,10 @@ class SpecialTexts:
         content = message.get("content")
         if message.get("role") != "assistant" or not isinstance(content, str):
             return message
-        end = next((end for end in self.ends if content.rstrip().endswith(end)), None)
-        return message if end is None else {**message, "content": content.rstrip().removesuffix(end)}
+        text = content
+        while end := next((end for end in self.ends if text.rstrip().endswith(end)), ""):
+            text = text.rstrip().removesuffix(end)
+        return message if text is content else {**message, "content": text}
 
 
 def _refused(field: str, problem: str, fix: str) -> RowError:

@@ -30,9 +30,10 @@ def test_special_tokens_in_a_text():
 
 
 def test_a_reply_that_ends_with_the_end_of_turn_token_trains_it_once():
-    tokenizer, (chat,) = encode(CHATML, QUESTION, reply("Yes.<|im_end|>\n"), special_tokens_as="refuse")
-    assert trained(tokenizer, [chat]) == ["Yes.<|im_end|>"]
-    assert chat.warnings == (ENDS_WITH_END,)
+    for ends in ("<|im_end|>\n", "<|im_end|><|im_end|>"):
+        tokenizer, (chat,) = encode(CHATML, QUESTION, reply("Yes." + ends), special_tokens_as="refuse")
+        assert trained(tokenizer, [chat]) == ["Yes.<|im_end|>"]
+        assert chat.warnings == (ENDS_WITH_END,)
 
 
 @pytest.mark.parametrize("place", ["tools", "key", "kwargs"])
