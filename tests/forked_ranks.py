@@ -1,10 +1,13 @@
 """Ranks that are forked from a process that has imported what they need: imports take seconds in each new process.
 
-As a script, `python forked_ranks.py RANKS SCRIPT [ARGUMENT …]` runs SCRIPT in each rank, as torchrun does.
+As a script, `python forked_ranks.py RANKS SCRIPT [ARGUMENT …]` runs SCRIPT in each rank, as torchrun does, and writes
+their exit codes to the file that the variable `CODES` names. A process that has trained before, as a worker of pytest
+may have, has threads that a fork does not copy; so there the script is the safe way.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import socket
@@ -13,6 +16,8 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+CODES = "FORKED_RANKS_CODES"
 
 
 def fork_ranks(
@@ -90,6 +95,8 @@ def main(ranks: str, script: str, *arguments: str) -> None:
         assert module.__name__ in sys.modules
     sys.argv = [script, *arguments]
     codes = fork_ranks(lambda rank: runpy.run_path(script, run_name="__main__") and None, int(ranks), limit=900.0)
+    if CODES in os.environ:
+        Path(os.environ[CODES]).write_text(json.dumps(codes))
     sys.exit(any(codes))
 
 

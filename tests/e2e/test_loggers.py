@@ -5,6 +5,8 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bumblecore_core.cli import main
+import forked_ranks
 from bumblecore_core.run.checkpoint.compare import history_differences
 from bumblecore_core.toolkit.history import EVENT_KEYS, read_run
-from forked_ranks import fork_ranks
 from resume_runs import ROWS_IN_A_STEP, bench_of, settings_of
 from workbench import write_config
 
@@ -58,14 +59,12 @@ def launch(bench: Path, name: str, ranks: int, loggers: list[str]) -> Launched:
     settings["train"] |= {"max_steps": STEPS, "micro_batch_size": ROWS_IN_A_STEP // (3 * ranks)}
     settings["loggers"] = loggers
     config = write_config(bench / f"{name}.yaml", **settings)
-    out, err = bench / f"{name}-{len(loggers)}.out", bench / f"{name}-{len(loggers)}.err"
-
-    def run_in_bench(rank: int) -> None:
-        os.chdir(bench)
-        main(["-p", "kill_at", "run", str(config)])
-
-    codes = fork_ranks(run_in_bench, ranks, limit=300.0, output=(out, err))
-    return Launched(codes, out.read_text(), err.read_text())
+    (bench / "bumble.py").write_text("import sys\nfrom bumblecore_core.cli import main\nmain(sys.argv[1:])\n")
+    command = [sys.executable, forked_ranks.__file__, str(ranks), str(bench / "bumble.py")]
+    command += ["-p", "kill_at", "run", str(config)]
+    environment = {**os.environ, forked_ranks.CODES: str(bench / "codes.json")}
+    done = subprocess.run(command, cwd=bench, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    return Launched(json.loads((bench / "codes.json").read_text()), done.stdout, done.stderr)
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two ranks"])

@@ -3,15 +3,14 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from bumblecore_core.cli import main
-from bumblecore_core.run import loop
+import forked_ranks
 from bumblecore_core.run.checkpoint.compare import checkpoint_differences
-from bumblecore_plugins.engines.torch_engine import TorchEngine
-from forked_ranks import fork_ranks
 from resume_runs import STEPS, bench_of, differences, settings_of
 from workbench import write_config
 
@@ -21,36 +20,50 @@ CASES = {
     "packing": ("pretrain", {"data": {"packing": True}, "train": {"micro_batch_size": 1}}),
 }
 SAVE_POINTS = (3, 7, STEPS)
+DRIVER = """
+import json, os, sys
+from bumblecore_core.cli import main
+from bumblecore_core.run import loop
+from bumblecore_plugins.engines.torch_engine import TorchEngine
+
+codes = []
+plain = TorchEngine.forward_backward
+for arguments, signal_rank, micro_batch, looks_after_each in json.loads(sys.argv[1]):
+    calls = []
+
+    def counted(self, **inputs):
+        calls.append(None)
+        if signal_rank == self.rank and len(calls) == micro_batch:
+            os.kill(os.getpid(), 15)
+        return plain(self, **inputs)
+
+    TorchEngine.forward_backward = counted
+    loop.LONG_WINDOW = -1.0 if looks_after_each else 1e9
+    try:
+        main(arguments)
+    except SystemExit as ended:
+        codes.append(ended.code or 0)
+with open(sys.argv[2] + "." + os.environ["RANK"], "w") as file:
+    json.dump(codes, file)
+"""
+"""Of runs in each rank, with a signal in a micro-batch of one of them."""
 
 
 def on_two_ranks(bench: Path, runs: list) -> list[list[int]]:
     """Runs `bumble` several times in the same two processes; the exit codes of each rank."""
-    file = lambda rank: bench / f"codes.{rank}"  # noqa: E731
-    output = bench / "ranks.out", bench / "ranks.err"
-    done = fork_ranks(lambda rank: file(rank).write_text(json.dumps(exit_codes(runs))), 2, limit=300.0, output=output)
-    assert done == [0, 0], output[1].read_text()[-4000:]
-    return [json.loads(file(rank).read_text()) for rank in range(2)]
-
-
-def exit_codes(runs: list) -> list[int]:
-    """Of runs in this rank. Each may get a signal in a micro-batch of one rank."""
-    codes, plain = [], TorchEngine.forward_backward
-    for arguments, signal_rank, micro_batch, looks_after_each in runs:
-        calls = []
-
-        def counted(self, calls=calls, signal_rank=signal_rank, micro_batch=micro_batch, **inputs):
-            calls.append(None)
-            if signal_rank == self.rank and len(calls) == micro_batch:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return plain(self, **inputs)
-
-        TorchEngine.forward_backward = counted
-        loop.LONG_WINDOW = -1.0 if looks_after_each else 1e9
-        try:
-            main(arguments)
-        except SystemExit as ended:
-            codes.append(ended.code or 0)
-    return codes
+    (bench / "driver.py").write_text(DRIVER)
+    command = [
+        sys.executable,
+        forked_ranks.__file__,
+        "2",
+        str(bench / "driver.py"),
+        json.dumps(runs),
+        str(bench / "codes"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return [json.loads((bench / f"codes.{rank}").read_text()) for rank in range(2)]
 
 
 @pytest.fixture(scope="module")
