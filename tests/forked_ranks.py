@@ -1,8 +1,7 @@
 """Ranks that are forked from a process that has imported what they need: imports take seconds in each new process.
 
 As a script, `python forked_ranks.py RANKS SCRIPT [ARGUMENT …]` runs SCRIPT in each rank, as torchrun does, and writes
-their exit codes to the file that the variable `CODES` names. A process that has trained before, as a worker of pytest
-may have, has threads that a fork does not copy; so there the script is the safe way.
+their exit codes to the file that the variable `CODES` names; `run_ranks` starts it.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import json
 import os
 import runpy
 import socket
+import subprocess
 import sys
 import time
 import traceback
@@ -18,6 +18,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 CODES = "FORKED_RANKS_CODES"
+
+
+def run_ranks(
+    script: Path, *arguments: str, ranks: int, timeout: float, cwd: Path | None = None, codes: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs `script` in each rank, forked from a new process: the way for tests, whose worker may have trained before
+    and then has threads that a fork does not copy. `codes`: a file for the ranks' exit codes, as a JSON list."""
+    command = [sys.executable, __file__, str(ranks), str(script), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **({CODES: str(codes)} if codes else {})}
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+    )
 
 
 def fork_ranks(

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-import forked_ranks
 from dpo_runs import dpo_bench, dpo_settings
+from forked_ranks import run_ranks
 from resume_runs import settings_of
 from workbench import write_config
 
@@ -113,10 +110,8 @@ def on_ranks(
     `death`: (engine or saver, method, rank, call): that rank kills itself at that call; None is returned then.
     """
     (bench / "driver.py").write_text(DRIVER)
-    command = [sys.executable, forked_ranks.__file__, str(ranks)]
-    command += [str(bench / "driver.py"), json.dumps(list(map(list, runs))), str(bench / "codes"), json.dumps(death)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, check=False)
+    arguments = json.dumps(list(map(list, runs))), str(bench / "codes"), json.dumps(death)
+    done = run_ranks(bench / "driver.py", *arguments, ranks=ranks, timeout=900)
     if death != NO_DEATH:
         assert done.returncode != 0
         return None

@@ -3,10 +3,7 @@
 import csv
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import forked_ranks
 from bumblecore_core.run.checkpoint.compare import history_differences
 from bumblecore_core.toolkit.history import EVENT_KEYS, read_run
+from forked_ranks import run_ranks
 from resume_runs import ROWS_IN_A_STEP, bench_of, settings_of
 from workbench import write_config
 
@@ -60,11 +57,9 @@ def launch(bench: Path, name: str, ranks: int, loggers: list[str]) -> Launched:
     settings["loggers"] = loggers
     config = write_config(bench / f"{name}.yaml", **settings)
     (bench / "bumble.py").write_text("import sys\nfrom bumblecore_core.cli import main\nmain(sys.argv[1:])\n")
-    command = [sys.executable, forked_ranks.__file__, str(ranks), str(bench / "bumble.py")]
-    command += ["-p", "kill_at", "run", str(config)]
-    environment = {**os.environ, forked_ranks.CODES: str(bench / "codes.json")}
-    done = subprocess.run(command, cwd=bench, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    return Launched(json.loads((bench / "codes.json").read_text()), done.stdout, done.stderr)
+    script, codes, arguments = bench / "bumble.py", bench / "codes.json", ("-p", "kill_at", "run", str(config))
+    done = run_ranks(script, *arguments, ranks=ranks, timeout=600, cwd=bench, codes=codes)
+    return Launched(json.loads(codes.read_text()), done.stdout, done.stderr)
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two ranks"])

@@ -1,16 +1,13 @@
 """Two gloo ranks that stop and go on equal two that were left alone, bit for bit."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-import forked_ranks
 from bumblecore_core.run.checkpoint.compare import checkpoint_differences
+from forked_ranks import run_ranks
 from resume_runs import STEPS, bench_of, differences, settings_of
 from workbench import write_config
 
@@ -52,16 +49,7 @@ with open(sys.argv[2] + "." + os.environ["RANK"], "w") as file:
 def on_two_ranks(bench: Path, runs: list) -> list[list[int]]:
     """Runs `bumble` several times in the same two processes; the exit codes of each rank."""
     (bench / "driver.py").write_text(DRIVER)
-    command = [
-        sys.executable,
-        forked_ranks.__file__,
-        "2",
-        str(bench / "driver.py"),
-        json.dumps(runs),
-        str(bench / "codes"),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, check=False)
+    done = run_ranks(bench / "driver.py", json.dumps(runs), str(bench / "codes"), ranks=2, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return [json.loads((bench / f"codes.{rank}").read_text()) for rank in range(2)]
 
