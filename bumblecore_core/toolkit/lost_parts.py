@@ -100,11 +100,20 @@ def _leaves(value: Any, path: str) -> Iterator[Part]:
 def _taken(part: Part, text: str) -> tuple[bool, str]:
     """(whether `text` holds the part, `text` without it)."""
     for form in _forms(part.text):
-        escaped, flags = re.escape(form), re.IGNORECASE if form in ("true", "false") else 0
-        match = re.search(rf"(?<!\w){escaped}(?!\w)", text, flags) if part.words else None
-        if match or (match := re.search(escaped, text)):
-            return True, text[: match.start()] + TAKEN + text[match.end() :]
+        start = _word_start(form, text) if part.words else -1
+        if start < 0:
+            start = text.find(form)
+        if start >= 0:
+            return True, text[:start] + TAKEN + text[start + len(form) :]
     return not part.words and _squeezed(part.text) in _squeezed(text), text
+
+
+def _word_start(form: str, text: str) -> int:
+    """Where `text` has `form` between characters that belong to no word, or -1. JSON and Python spell truth values
+    differently: `true` is also found as `True`."""
+    flags = re.IGNORECASE if form in ("true", "false") else 0
+    match = re.search(rf"(?<!\w){re.escape(form)}(?!\w)", text, flags)
+    return match.start() if match else -1
 
 
 def _occurs(part: str, text: str) -> bool:
