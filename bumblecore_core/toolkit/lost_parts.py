@@ -55,18 +55,45 @@ def context_warnings(messages: Sequence[Message], tools: Sequence[Any] | None, t
 
 
 def lost_in_context(messages: Sequence[Message], tools: Sequence[Any] | None, text: str) -> Iterator[str]:
-    """What kinds of context `text` does not hold: "a tool definition", "a system text", "a user text", "a tool
-    result"."""
-    for tool in tools or ():
-        function = tool.get("function", tool)
-        if not all(_occurs(str(function.get(key) or ""), text) for key in ("name", "description")):
-            yield "a tool definition"
-            break
-    kinds = {"system": "a system text", "user": "a user text", "tool": "a tool result"}
+    """What kinds of context `text` does not hold: a tool definition, a parameter of a tool, a system, user or assistant
+    text, a tool call, a tool result. Reasoning is no context: many templates drop that of earlier turns."""
+    functions = [tool.get("function", tool) for tool in tools or ()]
+    named = (str(function.get(key) or "") for function in functions for key in ("name", "description"))
+    if not all(_occurs(part, text) for part in named):
+        yield "a tool definition"
+    elif not all(_occurs(part, text) for function in functions for part in _parameters(function.get("parameters"))):
+        yield "a parameter of a tool"
+    kinds = {
+        "system": "a system text",
+        "user": "a user text",
+        "assistant": "an assistant text",
+        "tool": "a tool result",
+    }
     for role, kind in kinds.items():
         contents = (message.get("content") for message in messages if message["role"] == role)
-        if not all(_occurs(content, text) for content in contents if isinstance(content, str)):
+        texts = (content for content in contents if isinstance(content, str))
+        if not all(_occurs(separated(part)[1] if role == "assistant" else part, text) for part in texts):
             yield kind
+    calls = (part for message in messages for part in _parts(message) if part.path.startswith("tool_calls"))
+    if not all(_taken(part, text)[0] for part in calls):
+        yield "a tool call"
+
+
+def _parameters(schema: Any) -> Iterator[str]:
+    """The names and descriptions of the parameters in a JSON schema, nested ones included."""
+    if isinstance(schema, list):
+        for item in schema:
+            yield from _parameters(item)
+    if not isinstance(schema, Mapping):
+        return
+    properties = schema.get("properties")
+    for name, parameter in properties.items() if isinstance(properties, Mapping) else ():
+        yield str(name)
+        if isinstance(parameter, Mapping):
+            yield str(parameter.get("description") or "")
+        yield from _parameters(parameter)
+    for key in ("items", "anyOf", "oneOf", "allOf"):
+        yield from _parameters(schema.get(key))
 
 
 def _parts(message: Message) -> Iterator[Part]:

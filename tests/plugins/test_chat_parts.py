@@ -53,13 +53,48 @@ def test_lost_context_is_a_warning_for_each_kind():
     only_users += "{{ m.content }}{{ '<|im_end|>\\n' }}{% endif %}{% endfor %}" + ASK
     system, result = {"role": "system", "content": "Be brief."}, {"role": "tool", "content": "42"}
     _, (chat,) = encode(only_users, system, QUESTION, reply("Hm."), result, reply("It is."), tools=(TOOL,))
-    assert [warning.removeprefix("BC080 the chat template does not render ") for warning in chat.warnings] == [
-        "a tool definition",
-        "a system text",
-        "a tool result",
-    ]
+    assert kinds_lost(chat) == ["a tool definition", "a system text", "a tool result"]
     _, (chat,) = encode(only_users, QUESTION, reply("Hm."))
     assert chat.warnings == ()
+
+
+def kinds_lost(chat):
+    return [warning.removeprefix("BC080 the chat template does not render ") for warning in chat.warnings]
+
+
+def test_a_lost_part_of_an_untrained_turn_is_a_warning():
+    """The turn with the weight 0 is context: its text and its calls must be there, its reasoning need not."""
+    context = reply("I look.", weight=0, tool_calls=[call(what="x", n=7), call(what="y", deep=[{"on": True}])])
+    result = {"role": "tool", "content": "42"}
+    for template, lost in (
+        (CALLING, []),
+        (CALLING.replace("c.function | tojson", "c.function | string"), []),  # Python writes `True`
+        (CALLING.replace("{{ m.content or '' }}", "{{ '' if m.tool_calls else m.content }}"), ["an assistant text"]),
+        (CALLING.replace("c.function | tojson", "c.function.name"), ["a tool call"]),
+        (CALLING.replace("in m.tool_calls or []", "in (m.tool_calls or [])[:1]"), ["a tool call"]),
+    ):
+        _, (chat,) = encode(template, QUESTION, context, result, reply("It is 42."))
+        assert kinds_lost(chat) == lost
+    _, (chat,) = encode(
+        CALLING, QUESTION, reply("<think>\nHm.\n</think>\n\nOne."), QUESTION, reply("Two."), train_on="last"
+    )
+    assert kinds_lost(chat) == []
+
+
+def test_a_lost_parameter_of_a_tool_is_a_warning():
+    place = {"type": "object", "properties": {"town": {"type": "string", "description": "Its town."}}}
+    listed = {"type": "array", "items": {"anyOf": [place, {"type": "null"}]}}
+    parameters = {"type": "object", "properties": {"place": place, "stops": listed}}
+    tool = {"type": "function", "function": {**TOOL["function"], "parameters": parameters}}
+    head = "{% for t in tools %}{{ t.function.name + t.function.description + %s }}{% endfor %}" + CALLING
+    for shown, lost in (
+        ("(t.function.parameters | tojson)", []),
+        ("(t.function.parameters.properties | list | tojson)", ["a parameter of a tool"]),
+        ("(t.function.parameters | tojson) | replace('Its town.', '')", ["a parameter of a tool"]),
+        ("''", ["a parameter of a tool"]),
+    ):
+        _, (chat,) = encode(head.replace("%s", shown), QUESTION, reply("Yes."), tools=(tool,))
+        assert kinds_lost(chat) == lost
 
 
 # Template arguments and dates
