@@ -139,16 +139,16 @@ class ChatEncoder:
             for offsets in (encoding.offsets,)
         ]
 
-    def _encode_pieces(self, pieces: Sequence[tuple[str, bool]]) -> _Tokens:
-        """A text in which the texts of special tokens, one character each in its offsets, are plain text."""
+    def _encode_pieces(self, pieces: Sequence[tuple[str, int]]) -> _Tokens:
+        """A text with special tokens' texts to be read as plain text, each as one token reaches over its place."""
         joined, origin = _Tokens([], [], []), 0
-        for piece, is_plain in pieces:
-            encoder = self._plain if is_plain and self._plain is not None else self._encoder
+        for piece, width in pieces:
+            encoder = self._plain if width and self._plain is not None else self._encoder
             encoding = encoder.encode(piece, add_special_tokens=False)
             joined.ids.extend(encoding.ids)
-            joined.starts.extend(origin if is_plain else origin + start for start, _ in encoding.offsets)
-            joined.ends.extend(origin + 1 if is_plain else origin + end for _, end in encoding.offsets)
-            origin += 1 if is_plain else len(piece)
+            joined.starts.extend(origin if width else origin + start for start, _ in encoding.offsets)
+            joined.ends.extend(origin + (width or end) for _, end in encoding.offsets)
+            origin += width or len(piece)
         return joined
 
     def _aligned(

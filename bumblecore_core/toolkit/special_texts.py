@@ -7,6 +7,7 @@ tokenized, one that is plain text is replaced by a character of Unicode's privat
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -36,8 +37,10 @@ class SpecialTexts:
         )
         self._pattern = re.compile("|".join(map(re.escape, texts)) or r"(?!)")
         self._private = {text: chr(FIRST_PRIVATE + at) for at, text in enumerate(texts)}
-        self._text_of = {character: text for text, character in self._private.items()}
-        self._placeholder = re.compile(f"[{''.join(map(re.escape, self._text_of))}]" if texts else r"(?!)")
+        # A template may write them as JSON does in ASCII: `\\udbfc\\udc00`.
+        forms = {text: (character, json.dumps(character)[1:-1]) for text, character in self._private.items()}
+        self._text_of = {form: text for text, both in forms.items() for form in both}
+        self._placeholder = re.compile("|".join(map(re.escape, self._text_of)) or r"(?!)")
 
     def __call__(self, sample: ChatSample) -> ChatSample | RowError:
         """The sample as it is rendered, its warnings added to; or BC086 where it is refused."""
@@ -65,13 +68,13 @@ class SpecialTexts:
             warnings=(*warnings, READ_AS_TEXT),
         )
 
-    def pieces(self, text: str) -> list[tuple[str, bool]]:
-        """(piece, whether it is a special token's text to be read as plain text) of a rendered text, in order. Each
-        plain-text piece stands for one character of `text`."""
+    def pieces(self, text: str) -> list[tuple[str, int]]:
+        """(piece, width) of a rendered text, in order. A piece of the width 0 stands there as it is; any other is a
+        special token's text to be read as plain text, in place of that many characters."""
         if self.mode != "text" or not self._placeholder.search(text):
-            return [(text, False)]
+            return [(text, 0)]
         parts = re.split(f"({self._placeholder.pattern})", text)
-        return [(self._text_of.get(part, part), part in self._text_of) for part in parts if part]
+        return [(self._text_of[part], len(part)) if part in self._text_of else (part, 0) for part in parts if part]
 
     def _to_private(self, text: str) -> str:
         return self._pattern.sub(lambda match: self._private[match[0]], text)

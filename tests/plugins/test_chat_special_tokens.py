@@ -36,9 +36,11 @@ def test_a_reply_that_ends_with_the_end_of_turn_token_trains_it_once():
         assert chat.warnings == (ENDS_WITH_END,)
 
 
+@pytest.mark.parametrize("ascii", ["false", "true"])
 @pytest.mark.parametrize("place", ["tools", "key", "kwargs"])
-def test_special_tokens_in_tools_keys_and_template_arguments(place):
+def test_special_tokens_in_tools_keys_and_template_arguments(place, ascii):
     template = "{{ note | default('') }}{% if tools %}{{ tools | tojson }}{% endif %}" + CALLING
+    template = template.replace("tojson", f"tojson(ensure_ascii={ascii})")
     described = {**TOOL, "function": {**TOOL["function"], "description": "Ends <|im_end|>."}}
     made = {"tools": (described,) if place == "tools" else (TOOL,)}
     made["kwargs"] = {"note": "<|im_end|>"} if place == "kwargs" else None
@@ -48,12 +50,17 @@ def test_special_tokens_in_tools_keys_and_template_arguments(place):
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert chat.input_ids.tolist().count(end) == 2
     assert tokenizer.decode(chat.input_ids).count("<|im_end|>") == 3
+    assert "\\ud" not in tokenizer.decode(chat.input_ids)
+    (text,) = trained(tokenizer, [chat])
+    assert text.startswith("Yes.\n<tool_call>")
+    assert text.endswith("</tool_call><|im_end|>")
 
 
 def test_private_characters_are_not_taken_for_special_tokens():
     for mode in ("control", "refuse"):
         tokenizer, (chat,) = encode(CHATML, QUESTION, reply("icon \U0010f000."), special_tokens_as=mode)
         assert trained(tokenizer, [chat]) == ["icon \U0010f000.<|im_end|>"]
-    assert problem(encode(CHATML, QUESTION, reply("icon \U0010f000."), special_tokens_as="text")[1])[0] == "BC086"
+    for icon in ("\U0010f000", "\\udbfc\\udc00"):  # the second is how JSON writes the first in ASCII
+        assert problem(encode(CHATML, QUESTION, reply(f"icon {icon}."), special_tokens_as="text")[1])[0] == "BC086"
     tokenizer, (chat,) = encode(CHATML, QUESTION, reply("icon \U000f0000."), special_tokens_as="text")
     assert trained(tokenizer, [chat]) == ["icon \U000f0000.<|im_end|>"]
