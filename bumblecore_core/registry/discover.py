@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from functools import cache
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from typing import Literal
 
 from bumblecore_core.errors import Problem, did_you_mean
@@ -52,7 +53,8 @@ class PluginInfo:
 def discover(switches: PluginSwitches) -> tuple[list[PluginInfo], list[Problem]]:
     """Built-ins first, then third-party plugins and local modules, each group by name; and a BC056 problem for every
     name of the allow-list that nothing installed has."""
-    installed = [_info(point) for point in entry_points(group=ENTRY_POINT_GROUP)]
+    names = cache(_name_and_version)  # each look-up reads and parses the distribution's metadata file
+    installed = [_info(point, *names(point.dist)) for point in entry_points(group=ENTRY_POINT_GROUP)]
     unique = {(info.distribution, info.name): info for info in installed}
     plugins = [_switched(info, switches) for info in unique.values()]
     plugins += [
@@ -68,9 +70,11 @@ def normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _info(point: EntryPoint) -> PluginInfo:
-    distribution = normalized(point.dist.name) if point.dist else "(unknown)"
-    version = point.dist.version if point.dist else ""
+def _name_and_version(distribution: Distribution | None) -> tuple[str, str]:
+    return (normalized(distribution.name), distribution.version) if distribution else ("(unknown)", "")
+
+
+def _info(point: EntryPoint, distribution: str, version: str) -> PluginInfo:
     return PluginInfo(name=point.name, distribution=distribution, version=version, module=point.value)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,9 @@ class Speed:
 
 
 def speed_of(engine: Engine, model: Any, stated_tflops: float | None) -> Speed:
-    """The model's FLOPs, and the peak of this run's devices: as stated (of one device), or measured now on each. A
-    collective."""
-    mine = stated_tflops * 1e12 if stated_tflops else measured_peak(engine.device, engine.dtype)
+    """The model's FLOPs, and the peak of this run's devices: as stated (of one device), or measured on each, once per
+    process. A collective."""
+    mine = stated_tflops * 1e12 if stated_tflops else known_peak(engine.device, engine.dtype)
     peak = engine.sum_over_ranks([mine])[0]
     devices = f" on {engine.world_size} devices" if engine.world_size > 1 else ""
     words = f"{peak / 1e12:.3g} TFLOP/s{devices}, {'as stated' if stated_tflops else 'measured by a matrix product'}"
@@ -108,6 +109,12 @@ def _pairs(length: int, window: int | None) -> int:
     if window is None or length <= window:
         return length * (length + 1) // 2
     return window * (window + 1) // 2 + (length - window) * window
+
+
+@cache
+def known_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """`measured_peak`, measured once per process: later runs of a chain have the same device."""
+    return measured_peak(device, dtype)
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:

@@ -35,17 +35,24 @@ def require_supported(*names: str, field: str = "") -> None:
     `field`: the config key that needs the library.
     """
     for name in names:
-        try:
-            installed = metadata.version(name)
-        except metadata.PackageNotFoundError:
+        installed, supported = distribution_version(name), supported_versions().get(name)
+        if installed is None or supported is None:
             continue
-        supported = supported_versions().get(name)
         # a development version or release candidate within the range is accepted
-        if supported is not None and not supported.contains(installed, prereleases=True):
+        if not supported.contains(installed, prereleases=True):
             problem = f"{name} {installed} is installed, and bumblecore requires {name} {supported}"
             raise one(
                 RunError, "BC094", problem, f"Install a supported version: pip install '{name}{supported}'", field=field
             )
+
+
+@cache
+def distribution_version(name: str) -> str | None:
+    """The version of a distribution, or `None` where it is not installed. Read once per process."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 @cache

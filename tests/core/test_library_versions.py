@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib import metadata
 
 import pytest
 
@@ -18,10 +17,10 @@ from workbench import pretrain_settings, workbench, write_config
 @pytest.fixture
 def install(monkeypatch):
     """`install(deepspeed="0.20.0")`: from then on the library seems to be installed in that version."""
-    installed = metadata.version
+    installed = packages.distribution_version
 
     def pretend(**versions):
-        monkeypatch.setattr(packages.metadata, "version", lambda name: versions.get(name) or installed(name))
+        monkeypatch.setattr(packages, "distribution_version", lambda name: versions.get(name) or installed(name))
 
     return pretend
 

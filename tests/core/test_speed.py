@@ -121,6 +121,19 @@ def test_the_measured_peak_is_that_of_the_fastest_product_within_the_time_limit(
     assert speed.measured_peak(torch.device("cpu"), torch.float32) == 2 * 8**3 / best
 
 
+def test_the_peak_of_each_device_and_dtype_is_measured_once_per_process(monkeypatch):
+    measured = []
+    monkeypatch.setattr(speed, "measured_peak", lambda device, dtype: measured.append((device, dtype)) or len(measured))
+    speed.known_peak.cache_clear()
+    device = torch.device("cpu")
+    try:
+        found = [speed.known_peak(device, dtype) for dtype in (torch.float32, torch.bfloat16, torch.float32)]
+    finally:
+        speed.known_peak.cache_clear()
+    assert found == [1, 2, 1]
+    assert measured == [(device, torch.float32), (device, torch.bfloat16)]
+
+
 @pytest.mark.parametrize(
     ("stated", "peak", "words"),
     [
@@ -129,7 +142,7 @@ def test_the_measured_peak_is_that_of_the_fastest_product_within_the_time_limit(
     ],
 )
 def test_the_peak_is_the_sum_over_all_devices(monkeypatch, stated, peak, words):
-    monkeypatch.setattr(speed, "measured_peak", lambda device, dtype: 3e12)
+    monkeypatch.setattr(speed, "known_peak", lambda device, dtype: 3e12)
     engine = SimpleNamespace(
         device=torch.device("cpu"),
         dtype=torch.float32,

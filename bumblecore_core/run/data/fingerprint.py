@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from bumblecore_core.errors import DataError, one
 from bumblecore_core.run.data.compressed import compression_of, form_of
 from bumblecore_core.run.data.files import Source
 from bumblecore_core.run.hashing import remembered_hashes
+from bumblecore_core.toolkit.packages import distribution_version
 
 LIBRARIES = ("bumblecore", "tokenizers", "transformers", "jinja2")
 
@@ -92,7 +92,4 @@ def code_fingerprint(objects: Iterable[Any]) -> str:
 
 def installed_version(library: str) -> str:
     """The version of a distribution, or `not installed`."""
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return "not installed"
+    return distribution_version(library) or "not installed"
