@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,9 +86,9 @@ def memory_facts(
     placement: Placement,
 ) -> Facts:
     """Estimated memory of a rank by purpose for the largest micro-batch; `head` holds for the fused loss. What lies
-    elsewhere is shown, and not counted."""
+    elsewhere is shown, and not counted; what config.json does not state is shown as unknown."""
     tokens, supervised = _largest_micro_batch(plan)
-    parts: Mapping[str, int] = estimate(
+    estimated = estimate(
         MemoryInputs(
             parameters=parameters,
             trainable=trainable,
@@ -103,13 +102,16 @@ def memory_facts(
         )
     )
     ranks = plan.options.world_size
-    parts = {name: -(-size // ranks) if name in placement.sharded else size for name, size in parts.items()}
+    sizes = estimated.sizes
+    parts = {name: -(-size // ranks) if name in placement.sharded else size for name, size in sizes.items()}
     elsewhere = placement.elsewhere
     here = sum(size for name, size in parts.items() if name not in elsewhere)
     of_rank = " a rank" if ranks > 1 else ""
-    total = ("estimated memory", f"{readable(here)}{of_rank} for a micro-batch of {tokens:,} tokens:")
+    without = f", {' and '.join(estimated.unknown)} not counted" if estimated.unknown else ""
+    total = ("estimated memory", f"{readable(here)}{of_rank} for a micro-batch of {tokens:,} tokens{without}:")
     places = {name: f" ({elsewhere[name]}, not counted)" if name in elsewhere else "" for name in parts}
-    return [total, *((f"  {name}", readable(size) + places[name]) for name, size in parts.items() if size)]
+    known = [(f"  {name}", readable(size) + places[name]) for name, size in parts.items() if size]
+    return [total, *known, *((f"  {name}", f"unknown: {why}") for name, why in estimated.unknown.items())]
 
 
 def space_facts(config: RunConfig, weight_bytes: int, state_bytes: int) -> Facts:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bumblecore_core.run.layer_shapes import CHUNKED, FULL, SLIDING, LayerShape, layer_shapes, number, text_config
+
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryInputs:
@@ -37,35 +39,71 @@ def placement_of(engine: Any) -> Placement:
     return Placement(sharded=tuple(getattr(engine, "sharded", ())), elsewhere=dict(getattr(engine, "elsewhere", {})))
 
 
-def estimate(inputs: MemoryInputs) -> Mapping[str, int]:
-    """Bytes by purpose. Weights, masters, gradients and AdamW's two moments follow from the parameter count (16 bytes a
-    parameter in mixed precision: 2 + 4 + 4 + 8, less the 2 where gradients stay in half precision); activations assume
-    a decoder with gated MLP; the head assumes the fused loss, whose largest buffer is the logits' gradient."""
+@dataclass(frozen=True, kw_only=True)
+class MemoryEstimate:
+    """Memory by purpose. A purpose is in one of the two mappings."""
+
+    sizes: Mapping[str, int]
+    """Bytes."""
+    unknown: Mapping[str, str]
+    """Why the size cannot be estimated from config.json."""
+
+
+def estimate(inputs: MemoryInputs) -> MemoryEstimate:
+    """Weights, masters, gradients and AdamW's two moments follow from the parameter count (16 bytes a parameter in
+    mixed precision: 2 + 4 + 4 + 8, less the 2 where gradients stay in half precision); activations assume a decoder
+    with gated MLP; the head assumes the fused loss, whose largest buffer is the logits' gradient. Never raises."""
     half = inputs.weight_bytes == 2
     masters = inputs.master_weights and half
     gradient_bytes = 4 if inputs.float32_gradients else inputs.weight_bytes
-    return {
+    sizes = {
         "weights": inputs.parameters * inputs.weight_bytes,
         "float32 masters": inputs.trainable * 4 if masters else 0,
         "gradients": inputs.trainable * gradient_bytes,
         "AdamW moments": inputs.trainable * 2 * (4 if masters or not half else 2),
-        "activations": _activations(inputs),
-        "head": inputs.supervised * inputs.config.get_text_config().vocab_size * inputs.weight_bytes,
     }
+    unknown: dict[str, str] = {}
+    config = text_config(inputs.config)
+    for purpose, size in (("activations", _activations(inputs, config)), ("head", _head(inputs, config))):
+        if isinstance(size, str):
+            unknown[purpose] = size
+        else:
+            sizes[purpose] = size
+    return MemoryEstimate(sizes=sizes, unknown=unknown)
 
 
-def _activations(inputs: MemoryInputs) -> int:
-    config = inputs.config.get_text_config()
-    hidden = config.hidden_size
-    heads = getattr(config, "num_attention_heads", 1)
-    head_dim = getattr(config, "head_dim", None) or hidden // heads
-    query = heads * head_dim
-    key_value = (getattr(config, "num_key_value_heads", None) or heads) * head_dim
-    inner = getattr(config, "intermediate_size", None) or 4 * hidden
-    layer = inputs.tokens * inputs.weight_bytes * (4 * hidden + 2 * query + 2 * key_value + 4 * inner)
-    if inputs.gradient_checkpointing:
-        return int(config.num_hidden_layers * inputs.tokens * hidden * inputs.weight_bytes + layer)
-    return int(config.num_hidden_layers * layer)
+def _head(inputs: MemoryInputs, config: Any) -> int | str:
+    """Bytes, or why they are unknown."""
+    vocabulary = number(config, "vocab_size")
+    if vocabulary is None:
+        return "config.json states no vocab_size"
+    return inputs.supervised * vocabulary * inputs.weight_bytes
+
+
+def _activations(inputs: MemoryInputs, config: Any) -> int | str:
+    """Bytes, or why they are unknown. With gradient checkpointing: each layer's input, and one layer's activations."""
+    hidden, layers = number(config, "hidden_size"), layer_shapes(config)
+    if hidden is None or not layers:
+        return "config.json does not state the hidden size and the number of layers"
+    values = []
+    for layer in layers:
+        of_token = _layer_values(layer, hidden)
+        if isinstance(of_token, str):
+            return of_token
+        values.append(of_token)
+    kept = len(layers) * hidden + max(values) if inputs.gradient_checkpointing else sum(values)
+    return kept * inputs.tokens * inputs.weight_bytes
+
+
+def _layer_values(layer: LayerShape, hidden: int) -> int | str:
+    """Values that a layer keeps of a token for the backward pass, or why that is unknown."""
+    if layer.kind not in (FULL, SLIDING, CHUNKED):
+        return f"the model has layers of the kind {layer.kind}, whose activations depend on the implementation"
+    if not (layer.heads and layer.key_width and layer.value_width and layer.key_value_heads and layer.inner):
+        return "config.json does not state the width of attention heads"
+    query, output = layer.heads * layer.key_width, layer.heads * layer.value_width
+    key_value = layer.key_value_heads * (layer.key_width + layer.value_width)
+    return 4 * hidden + query + output + key_value + 4 * layer.inner
 
 
 def readable(count: float) -> str:

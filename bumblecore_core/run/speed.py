@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,12 +13,36 @@ from typing import Any
 import torch
 
 from bumblecore_core.protocols import Engine
+from bumblecore_core.run.layer_shapes import (
+    CHUNKED,
+    EXPERT_COUNTS,
+    FULL,
+    SLIDING,
+    LayerShape,
+    active_share,
+    layer_shapes,
+    number,
+    text_config,
+)
 from bumblecore_core.toolkit.shards import whole_shape
 from bumblecore_core.values import Batch
 
 FORWARD_AND_BACKWARD, WITHOUT_WEIGHT_GRADIENT = 6, 4  # FLOPs a weight and position
+COUNTED_BY_WEIGHTS = ("mlp", "moe", "conv")  # layer types without products of activations with one another
 PROBE_SIZE = {"cpu": 1024, "cuda": 8192}
 PROBE_SECONDS, PROBE_REPEATS = 0.1, 8
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A layer's attention. It costs 12 · width for each pair of positions that attend to one another."""
+
+    width: float
+    """heads × head size; where queries and values differ in size, their mean."""
+    window: int | None = None
+    """Keys that a query sees at most; None: all before it."""
+    chunk: int | None = None
+    """Positions in a chunk whose queries see no other chunk; None: no chunks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,19 +51,20 @@ class Flops:
     gradient checkpointing computes a second time does not count, nor do norms and element-wise operations.
 
     `per_token`: 6 for each weight of the matrix products outside the head, 4 where it is frozen. `per_head_position`:
-    the same for the head, which is computed at some positions only. `attention`: for each layer (heads × head size,
-    sliding window or None); each costs 12 · heads · head size for each pair of positions that attend to one another.
+    the same for the head, which is computed at some positions only. `attention`: what each layer attends to.
+    `unknown`: parts that are not counted, in words; with any, the FLOPs are a lower bound.
     """
 
     per_token: float
     per_head_position: float
-    attention: Sequence[tuple[int, int | None]]
+    attention: Sequence[Attention]
+    unknown: Sequence[str] = ()
 
     def of(self, batch: Batch) -> float:
         """FLOPs of forward and backward pass of one micro-batch."""
         found = self.per_token * batch.tokens + self.per_head_position * batch.scored
-        for width, window in self.attention:
-            found += 12 * width * sum(_pairs(length, window) for length in batch.document_lengths)
+        for layer in self.attention:
+            found += 12 * layer.width * sum(_layer_pairs(length, layer) for length in batch.document_lengths)
         return found
 
 
@@ -59,25 +85,37 @@ def speed_of(engine: Engine, model: Any, stated_tflops: float | None) -> Speed:
     peak = engine.sum_over_ranks([mine])[0]
     devices = f" on {engine.world_size} devices" if engine.world_size > 1 else ""
     words = f"{peak / 1e12:.3g} TFLOP/s{devices}, {'as stated' if stated_tflops else 'measured by a matrix product'}"
-    return Speed(flops=count_flops(model), peak=peak, words=words)
+    flops = count_flops(model)
+    if flops.unknown:
+        words += f"; FLOPs unknown: {'; '.join(flops.unknown)}, so that mfu is a lower bound"
+    return Speed(flops=flops, peak=peak, words=words)
 
 
 def count_flops(model: Any) -> Flops:
     """Counted from the parameters of a transformers causal language model, with an adapter in it or not. Experts of a
-    mixture count by the share of them that a token passes through."""
-    config = model.config.get_text_config()
-    head = model.get_output_embeddings()
-    head_weight = getattr(head, "weight", None)
+    mixture count by the share of them that a token passes through. Never raises: see `Flops.unknown`."""
+    config = text_config(model.config)
+    head_weight = _head_weight(model)
     tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    experts, share = number(config, *EXPERT_COUNTS), active_share(config)
     per_token = 0.0
     for name, parameter in model.named_parameters():
         if len(whole_shape(parameter)) >= 2 and parameter is not head_weight and id(parameter) not in tables:
-            per_token += _cost(parameter) * (_active_share(config) if "experts" in name else 1.0)
+            per_token += _cost(parameter) * (share if _is_expert(name, parameter, experts) else 1.0)
+    attention, unknown = _attention(config)
     return Flops(
         per_token=per_token,
         per_head_position=0.0 if head_weight is None else _cost(head_weight),
-        attention=_attention(config),
+        attention=attention,
+        unknown=unknown,
     )
+
+
+def _head_weight(model: Any) -> Any:
+    try:
+        return getattr(model.get_output_embeddings(), "weight", None)
+    except Exception:  # some classes have no such method, others raise NotImplementedError
+        return None
 
 
 def _cost(parameter: Any) -> float:
@@ -85,23 +123,44 @@ def _cost(parameter: Any) -> float:
     return float(factor * whole_shape(parameter).numel())
 
 
-def _active_share(config: Any) -> float:
-    names = ("num_local_experts", "num_experts", "n_routed_experts")
-    experts = next((count for name in names if (count := getattr(config, name, None))), None)
-    chosen = getattr(config, "num_experts_per_tok", None)
-    return chosen / experts if experts and chosen else 1.0
+def _is_expert(name: str, parameter: Any, experts: int | None) -> bool:
+    """Whether a parameter belongs to the experts that a router chooses from: to a module of that name (not
+    `shared_experts`), or to a fused one whose first dimension counts them (not a depthwise convolution)."""
+    if "experts" in name.split("."):
+        return True
+    shape = whole_shape(parameter)
+    return len(shape) == 3 and shape[0] == experts and shape[1] > 1
 
 
-def _attention(config: Any) -> list[tuple[int, int | None]]:
-    heads = getattr(config, "num_attention_heads", None) or 1
-    width = heads * (getattr(config, "head_dim", None) or getattr(config, "hidden_size", 0) // heads)
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None:
-        used = window if getattr(config, "use_sliding_window", True) else None
-        return [(width, used)] * getattr(config, "num_hidden_layers", 0)
-    windows: Mapping[str, int | None] = {"full_attention": None, "sliding_attention": window}
-    return [(width, windows[kind]) for kind in kinds if kind in windows]
+def _attention(config: Any) -> tuple[list[Attention], list[str]]:
+    """(what the layers attend to, parts that are unknown)."""
+    layers = layer_shapes(config)
+    found, missing = [], Counter[str]()
+    for layer in layers:
+        if layer.kind in COUNTED_BY_WEIGHTS:
+            continue
+        attention = _layer_attention(layer)
+        if attention is None:
+            missing[layer.kind] += 1
+        else:
+            found.append(attention)
+    unknown = [f"{count} layers of {kind}" for kind, count in sorted(missing.items())]
+    return found, unknown if layers else ["attention, since config.json does not state the number of layers"]
+
+
+def _layer_attention(layer: LayerShape) -> Attention | None:
+    """None for a recurrence or sparse attention, and where config.json states no head size."""
+    if layer.kind not in (FULL, SLIDING, CHUNKED) or not (layer.heads and layer.key_width and layer.value_width):
+        return None
+    return Attention(layer.heads * (layer.key_width + layer.value_width) / 2, layer.window, layer.chunk)
+
+
+def _layer_pairs(length: int, layer: Attention) -> int:
+    """How many (query, key) pairs a layer's attention has in a document."""
+    if layer.chunk is None:
+        return _pairs(length, layer.window)
+    chunks, rest = divmod(length, layer.chunk)
+    return chunks * _pairs(layer.chunk, layer.window) + _pairs(rest, layer.window)
 
 
 def _pairs(length: int, window: int | None) -> int:

@@ -52,19 +52,38 @@ def inputs(**changes):
     ],
 )
 def test_bytes_per_parameter(changes, megabytes):
-    parts = estimate(inputs(**changes))
+    parts = estimate(inputs(**changes)).sizes
     assert {name: parts[name] / MILLION for name in megabytes} == megabytes
 
 
 def test_bytes_per_token():
-    parts = estimate(inputs())
+    parts = estimate(inputs()).sizes
     assert parts["activations"] == 3 * 70 * 2 * LAYER
     assert parts["head"] == 30 * 1000 * 2
-    assert estimate(inputs(weight_bytes=4))["activations"] == 2 * parts["activations"]
+    assert estimate(inputs(weight_bytes=4)).sizes["activations"] == 2 * parts["activations"]
 
 
 def test_gradient_checkpointing_keeps_each_layers_input_and_one_layers_activations():
-    assert estimate(inputs(gradient_checkpointing=True))["activations"] == 70 * 2 * (3 * 64 + LAYER)
+    assert estimate(inputs(gradient_checkpointing=True)).sizes["activations"] == 70 * 2 * (3 * 64 + LAYER)
+
+
+def test_what_the_config_does_not_state_is_unknown_and_not_counted():
+    silent = SimpleNamespace(hidden_size=64, num_hidden_layers=3, num_attention_heads=4)
+    facts = memory_facts(run_config(), silent, 3 * MILLION, 2 * MILLION, 2, plan_of([4] * 8), Placement())
+    assert facts[0] == ("estimated memory", "38.1 MB for a micro-batch of 8 tokens, head not counted:")
+    assert facts[-1] == ("  head", "unknown: config.json states no vocab_size")
+    recurrent = SimpleNamespace(**{**vars(SHAPE), "layer_types": ["full_attention", "linear_attention"] * 2})
+    recurrent.num_hidden_layers = 4
+    recurrent.get_text_config = lambda: recurrent
+    estimated = estimate(inputs(config=recurrent))
+    assert list(estimated.unknown) == ["activations"]
+    assert "linear_attention" in estimated.unknown["activations"]
+
+
+def test_each_layer_counts_with_its_own_widths():
+    layers = SimpleNamespace(**{**vars(SHAPE), "intermediate_size": [200, 100, 50]})
+    layers.get_text_config = lambda: layers
+    assert estimate(inputs(config=layers)).sizes["activations"] == 70 * 2 * (3 * LAYER - 4 * (100 + 150))
 
 
 def run_config(**checkpoint):
@@ -101,7 +120,7 @@ def test_what_is_sharded_is_divided_and_what_is_offloaded_is_not_counted():
     shown = dict(facts)
     assert shown["  gradients"] == "4.0 MB"
     assert shown["  AdamW moments"] == "16.0 MB (in the CPU's memory, not counted)"
-    parts = estimate(inputs(tokens=8, supervised=4))
+    parts = estimate(inputs(tokens=8, supervised=4)).sizes
     counted = 6 * MILLION + 8 * MILLION + 4 * MILLION + parts["activations"] + parts["head"]
     assert shown["estimated memory"].startswith(f"{memory.readable(counted)} a rank ")
 

@@ -11,7 +11,9 @@ import torch
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from bumblecore_core.run import speed
+from bumblecore_core.run import layer_shapes, speed
+from bumblecore_core.run.memory import MemoryInputs, estimate
+from bumblecore_core.run.speed import Attention
 from tiny_models import FAMILIES, make_batch, make_model
 
 LENGTHS = (9, 4, 14)
@@ -63,27 +65,113 @@ def test_attention_counts_pairs_layers_and_windows():
     plain = speed.Flops(per_token=0, per_head_position=0, attention=speed.count_flops(make_model("qwen3")).attention)
     assert plain.of(batch) == 12 * 32 * 2 * sum(length * (length + 1) / 2 for length in LENGTHS)
     windowed = speed.count_flops(make_model("mistral")).attention
-    assert windowed == [(32, 4), (32, 4)]
-    assert {window for _, window in speed.count_flops(make_model("gemma2", attention="eager")).attention} == {None, 4}
+    assert windowed == [Attention(32, 4), Attention(32, 4)]
+    gemma2 = speed.count_flops(make_model("gemma2", attention="eager")).attention
+    assert {layer.window for layer in gemma2} == {None, 4}
 
 
 @pytest.mark.parametrize(
-    ("settings", "attention"),
+    ("settings", "attention", "unknown"),
     [
-        ({"head_dim": 16}, [(64, None)] * 3),  # wider than the hidden size divided by the heads
-        ({"head_dim": None}, [(32, None)] * 3),
-        ({"sliding_window": 7}, [(32, 7)] * 3),
-        ({"sliding_window": 7, "use_sliding_window": False}, [(32, None)] * 3),
+        ({"head_dim": 16}, [Attention(64)] * 3, []),  # wider than the hidden size divided by the heads
+        ({"head_dim": None}, [Attention(32)] * 3, []),
+        ({"sliding_window": 7}, [Attention(32, 7)] * 3, []),
+        ({"sliding_window": 7, "use_sliding_window": False}, [Attention(32)] * 3, []),
         (
             {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention", "conv"]},
-            [(32, 7), (32, None)],  # a layer without attention has no pairs
+            [Attention(32, 7), Attention(32)],  # a layer without attention has no pairs
+            [],
         ),
+        (
+            {"attention_chunk_size": 5, "layer_types": ["chunked_attention", "linear_attention", "indexed_attention"]},
+            [Attention(32, chunk=5)],
+            ["1 layers of indexed_attention", "1 layers of linear_attention"],
+        ),
+        (
+            {"attention_layers": ["global", "local", "global"], "window_size": 6},
+            [Attention(32), Attention(32, 6), Attention(32)],
+            [],
+        ),
+        ({"qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 16, "head_dim": 4}, [Attention(56)] * 3, []),
+        ({"num_attention_heads": None}, [], ["3 layers of linear_attention"]),
+        ({"num_hidden_layers": None}, [], ["attention, since config.json does not state the number of layers"]),
     ],
     ids=str,
 )
-def test_layers_attend_with_the_heads_and_windows_of_the_config(settings, attention):
-    config = SimpleNamespace(num_attention_heads=4, hidden_size=32, num_hidden_layers=3, **settings)
-    assert speed._attention(config) == attention
+def test_layers_attend_with_the_heads_and_windows_of_the_config(settings, attention, unknown):
+    config = SimpleNamespace(**{"num_attention_heads": 4, "hidden_size": 32, "num_hidden_layers": 3, **settings})
+    assert speed._attention(config) == (attention, unknown)
+
+
+@pytest.mark.parametrize(("length", "chunk"), [(1, 4), (4, 4), (11, 4), (12, 4)])
+def test_pairs_of_chunks_are_those_within_a_chunk(length, chunk):
+    seen = [(q, k) for q in range(length) for k in range(q + 1) if q // chunk == k // chunk]
+    assert speed._layer_pairs(length, Attention(1, chunk=chunk)) == len(seen)
+
+
+@pytest.mark.parametrize("name", ["gemma4_text", "deepseek_v3"])
+def test_attention_is_that_which_torch_counts(name):
+    """Eager attention multiplies all positions with all others: T² pairs."""
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    small = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    small |= {
+        "num_key_value_heads": 4,
+        "intermediate_size": 48,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    of_type = {
+        "gemma4_text": {
+            "head_dim": 8,
+            "global_head_dim": 16,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "hidden_size_per_layer_input": 0,
+        },
+        "deepseek_v3": {
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 4,
+            "v_head_dim": 20,
+            "q_lora_rank": 8,
+            "kv_lora_rank": 8,
+            "first_k_dense_replace": 2,
+        },
+    }
+    config = CONFIG_MAPPING[name](**small, **of_type[name])
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=torch.ones(1, 6, dtype=torch.long), use_cache=False)
+    products = {str(operator).split(".")[-1]: count for operator, count in counter.get_flop_counts()["Global"].items()}
+    rotary = 2 * 6 * sum(4 if name == "deepseek_v3" else width // 2 for width in (8, 16))  # outer products of positions
+    widths = sum(layer.width for layer in speed.count_flops(model).attention)
+    assert abs(products["bmm"] - 4 * widths * 6 * 6) <= rotary
+
+
+def test_estimates_hold_for_every_config_of_a_causal_language_model():
+    """No config raises; each part is a positive number or unknown, and what is unknown has a reason."""
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    unknown = {}
+    for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        try:
+            config = CONFIG_MAPPING[name]()
+        except Exception:  # has no defaults
+            continue
+        inputs = {"parameters": 1, "trainable": 1, "weight_bytes": 2, "tokens": 8, "supervised": 4, "config": config}
+        for flag in (True, False):
+            estimated = estimate(
+                MemoryInputs(**inputs, master_weights=flag, float32_gradients=flag, gradient_checkpointing=flag)
+            )
+            assert {"activations", "head"} == (estimated.sizes.keys() | estimated.unknown) & {"activations", "head"}
+            assert all(estimated.sizes[part] > 0 for part in ("activations", "head") if part in estimated.sizes), name
+            assert all(estimated.unknown.values()), name
+        attention, unknown[name] = speed._attention(layer_shapes.text_config(config))
+        assert attention or unknown[name], name
+    stated = {name for name, parts in unknown.items() if not parts}
+    assert stated >= {"llama", "gpt2", "gpt_neo", "mpt", "xglm", "gemma3n_text", "gemma4_text", "deepseek_v3"}
+    assert {"mamba", "rwkv", "deepseek_v32", "qwen3_next"}.isdisjoint(stated)
 
 
 def test_a_mixture_counts_the_experts_that_a_token_meets():
@@ -97,6 +185,26 @@ def test_a_mixture_counts_the_experts_that_a_token_meets():
     )
     routers = 6 * 2 * 32 * 4  # four more rows in each layer's router
     assert many - few == routers
+
+
+def test_shared_experts_and_fused_ones_count_as_what_they_are():
+    plain = torch.nn.Parameter(torch.zeros(4, 8))
+    fused, filters = torch.nn.Parameter(torch.zeros(4, 8, 3)), torch.nn.Parameter(torch.zeros(4, 1, 3))
+    assert speed._is_expert("layers.0.mlp.experts.0.up_proj.weight", plain, 4)
+    assert not speed._is_expert("layers.0.mlp.shared_experts.up_proj.weight", plain, 4)
+    assert speed._is_expert("layers.0.mlp.input_linear.weight", fused, 4)
+    assert not speed._is_expert("layers.0.conv.weight", filters, 4)
+
+
+def test_unknown_flops_are_named_with_the_peak(monkeypatch):
+    engine = SimpleNamespace(
+        device=torch.device("cpu"), dtype=torch.float32, world_size=1, sum_over_ranks=lambda values: values
+    )
+    model = make_model("qwen3")
+    model.config.layer_types = ["full_attention", "linear_attention"]
+    assert speed.speed_of(engine, model, 1.0).words == (
+        "1 TFLOP/s, as stated; FLOPs unknown: 1 layers of linear_attention, so that mfu is a lower bound"
+    )
 
 
 def test_the_measured_peak_draws_no_random_numbers():
