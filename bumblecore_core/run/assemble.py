@@ -159,7 +159,7 @@ def assemble(
     implementation, attention = chosen_attention(prepared, registry, engine)
     adapter: Adapter | None = build(resolved.adapter) if resolved.adapter is not None else None
     model = on_all_ranks(
-        engine, lambda: _trained_model(prepared, engine, adapter, implementation, checkpoint), "loading the model"
+        engine, lambda: _build(prepared, engine, adapter, implementation, checkpoint), "loading the model"
     )
     about, warnings = described(resolved, adapter, model)
     loss = timed(times, "losses", resolved.loss.name, build(resolved.loss))
@@ -213,9 +213,7 @@ def assemble(
     )
 
 
-def _trained_model(
-    prepared: Prepared, engine: Engine, adapter: Adapter | None, attention: str, checkpoint: Path | None
-) -> Any:
+def _build(prepared: Prepared, engine: Engine, adapter: Adapter | None, attention: str, checkpoint: Path | None) -> Any:
     resolved, config = prepared.resolved, prepared.resolved.config
     from_config = resolved.stage.record.model_from == "config"
     start_dtype = torch.float32 if from_config else stored_dtype(prepared.model_dir)
@@ -224,7 +222,7 @@ def _trained_model(
         directory=weights or prepared.model_dir,
         from_config=from_config and weights is None,
         dtype=torch.promote_types(start_dtype, stored_dtype(weights)) if weights else start_dtype,
-        buffer_dtype=start_dtype,  # some buffers are computed in the dtype that a model is made in (Gemma's scale)
+        compute_dtype=engine.dtype,
         attention=attention,
         seed=config.train.seed,
         gradient_checkpointing=config.model.gradient_checkpointing,
@@ -260,7 +258,7 @@ def _require_rows(resolved: ResolvedRun, stage: Stage, world_size: int) -> None:
         raise one(ConfigError, "BC039", problem, fix, field="train.micro_batch_size")
 
 
-def load_start_model(prepared: Prepared, directory: Path, *, attention: str, with_adapter: bool, skeleton: bool) -> Any:
+def load_start_model(prepared: Prepared, directory: Path, engine: Engine, *, attention: str, with_adapter: bool) -> Any:
     """Another copy of the model that a run starts with, or of the one in `directory` (see `build_model`)."""
     resolved, config = prepared.resolved, prepared.resolved.config
     model = build_model(
@@ -272,7 +270,8 @@ def load_start_model(prepared: Prepared, directory: Path, *, attention: str, wit
         trust_remote_code=config.model.trust_remote_code,
         head=resolved.stage.record.head,
         pad_token_id=prepared.tokenizer.pad_token_id,
-        skeleton=skeleton,
+        compute_dtype=engine.dtype,
+        skeleton=not engine.holds_model,
     )
     if with_adapter and resolved.adapter is not None:
         return adapted(resolved, build(resolved.adapter), model, base=directory)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from bumblecore_core.errors import BumbleError, ConfigError, ModelError, Problem, one
+from bumblecore_core.run.compute_dtypes import prepare_cast
 from bumblecore_core.run.skeleton import without_memory
 from bumblecore_core.run.weights import stored_dtype
 from bumblecore_core.toolkit.adapters import adapter_chain, fold_in
@@ -49,7 +50,7 @@ def build_model(
     gradient_checkpointing: bool = False,
     trust_remote_code: bool = False,
     dtype: torch.dtype | None = None,
-    buffer_dtype: torch.dtype | None = None,
+    compute_dtype: torch.dtype | None = None,
     head: ModelHead = "language_model",
     pad_token_id: int | None = None,
     skeleton: bool = False,
@@ -61,8 +62,8 @@ def build_model(
 
     `from_config`: random float32 weights from a stream of `seed`, which leaves the global generator as it was; else the
     directory's own weights, in `dtype` or in one that loses nothing (`weights.stored_dtype`). Where `directory` holds
-    an adapter, its base is loaded and the adapter folded in, which wants float32. `buffer_dtype`: the buffers are those
-    of a model loaded in this dtype (default: `dtype`). `attention` is a name that transformers knows (see
+    an adapter, its base is loaded and the adapter folded in, which wants float32. `compute_dtype`: what weights
+    will be cast to (see `compute_dtypes.prepare_cast`). `attention` is a name that transformers knows (see
     `attention.select_attention`); it is not written to a saved config.json. `skeleton`: the same model without weights:
     parameters have shape and dtype and no memory.
 
@@ -89,9 +90,15 @@ def build_model(
         else:
             dtype = dtype or stored_dtype(directory)
             model = _from_weights(config, base, head, fresh_score=fresh_score, dtype=dtype, **options)
-        if buffer_dtype not in (None, dtype):
-            made = without_memory(lambda: _from_config(config, directory, head, dtype=buffer_dtype, **options))
-            _take_buffers(model, made)
+        if compute_dtype is not None:
+            prepare_cast(
+                model,
+                loaded_in=torch.float32 if from_config else dtype,
+                compute_dtype=compute_dtype,
+                without_weights=lambda dtype: without_memory(
+                    lambda: _from_config(config, directory, head, dtype=dtype, **options)
+                ),
+            )
     if not from_config and not skeleton:
         for adapter in adapters:
             model = fold_in(model, adapter)
@@ -189,16 +196,6 @@ def _from_weights(config: Any, directory: Path, head: ModelHead, *, fresh_score:
     _check_loaded(info, directory, fresh_score=fresh_score)
     check_loaded_weights(model, directory, fresh=[SCORE_WEIGHT] if fresh_score else [])
     return model
-
-
-def _take_buffers(model: Any, other: Any) -> None:
-    """Gives `model` the computed buffers of `other`, and its loaded ones the dtypes of `other`'s."""
-    modules = dict(other.named_modules())
-    for name, module in model.named_modules():
-        for key, made in modules[name]._buffers.items():
-            if made is not None and (own := module._buffers[key]) is not None:
-                computed = key in module._non_persistent_buffers_set
-                module._buffers[key] = made if computed else own.to(made.dtype)
 
 
 def _require_score(model: Any, head: ModelHead, directory: Path) -> None:

@@ -166,9 +166,9 @@ def _ask_another(wanted: Wanted, prepared: Prepared, engine: Engine, attention: 
     model = load_start_model(
         prepared,
         wanted.model_dir,
+        engine,
         attention=attention,
         with_adapter=wanted.reference.model == START,
-        skeleton=not engine.holds_model,
     )
     resolved = prepared.resolved
     module = TrainModule(
