@@ -220,4 +220,5 @@ CODES: dict[str, str] = {
     "BC095": "a compressed data file is damaged or cut short",
     "BC096": "all feedback rows have the same label",
     "BC097": "more rows are bad than data.max_bad_share",
+    "BC100": "the auxiliary loss of the routers is not available",
 }

@@ -172,13 +172,15 @@ class StepOutput:
     items' weights where they have any), and metrics.
 
     The core divides by the count of the whole optimizer step, so no plugin can mis-scale accumulation. `per_example`:
-    figures of each row of the batch, which the core collects when it asks a reference model.
+    figures of each row of the batch, which the core collects when it asks a reference model. `expert_assignments`:
+    (layers, experts) int64, set by the core for a mixture of experts: the number of tokens × top-k assignments.
     """
 
     loss_sum: torch.Tensor
     count: int | float | torch.Tensor
     metrics: dict[str, Metric] = field(default_factory=dict)
     per_example: dict[str, torch.Tensor] = field(default_factory=dict)
+    expert_assignments: torch.Tensor | None = None
 
 
 @dataclass(kw_only=True, slots=True)

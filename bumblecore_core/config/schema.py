@@ -33,6 +33,10 @@ def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _switched_off(value: Any) -> Any:
+    return "off" if value is False else value  # YAML reads an unquoted off as false
+
+
 Choice = Annotated[PluginChoice, BeforeValidator(_named)]
 
 
@@ -63,6 +67,13 @@ class ModelSection(Section):
         False, description="Recompute activations in the backward pass: less memory, about a third more compute."
     )
     attention: str = Field("auto", description="An attention plugin's name, or auto: the best one that the device has.")
+    router_aux_loss: Annotated[
+        Annotated[float, Field(ge=0)] | Literal["auto", "off"], BeforeValidator(_switched_off)
+    ] = Field(
+        "auto",
+        description="Load-balancing loss of a mixture of experts. auto: on if config.json sets output_router_logits, "
+        "with its coefficient; off; or a coefficient, which turns it on.",
+    )
     trust_remote_code: bool = Field(False, description="Run model code that lies in the model's directory.")
 
 

@@ -24,7 +24,7 @@ from bumblecore_core.run.attention import select_attention
 from bumblecore_core.run.blame import Plugin, breach
 from bumblecore_core.run.build import attention_records, build, build_optimizer, build_scheduler, try_schedule
 from bumblecore_core.run.data.loader import collate
-from bumblecore_core.run.data.of_run import Shards, may_share_prefixes, plan_of
+from bumblecore_core.run.data.of_run import Shards, evaluation_warnings, may_share_prefixes, plan_of
 from bumblecore_core.run.data.plan import BatchPlan, MicroBatch
 from bumblecore_core.run.data.split import split_eval
 from bumblecore_core.run.groups import parameter_groups
@@ -34,6 +34,7 @@ from bumblecore_core.run.model import build_model, check_positions, check_vocabu
 from bumblecore_core.run.module import TrainModule
 from bumblecore_core.run.named_files import require_named_files
 from bumblecore_core.run.profiling import PluginTimes, timed
+from bumblecore_core.run.router_loss import router_training
 from bumblecore_core.run.stage_factory import StageFactory
 from bumblecore_core.run.template_date import template_date
 from bumblecore_core.run.weights import stored_dtype
@@ -142,7 +143,7 @@ def prepare(
         plan=plan,
         eval_store=eval_store,
         eval_plan=plan_of(resolved, eval_store, eval_rows, world_size, evaluation=True) if len(eval_rows) else None,
-        warnings=(*_eval_warnings(store, eval_store), *warnings),
+        warnings=(*evaluation_warnings(store, eval_store), *warnings),
     )
 
 
@@ -162,6 +163,7 @@ def assemble(
         engine, lambda: _build(prepared, engine, adapter, implementation, checkpoint), "loading the model"
     )
     about, warnings = described(resolved, adapter, model)
+    routers, about_routers = router_training(model, config.model.router_aux_loss)
     loss = timed(times, "losses", resolved.loss.name, build(resolved.loss))
     module = TrainModule(
         model=model,
@@ -171,6 +173,7 @@ def assemble(
         loss_plugin=Plugin.of(resolved.loss.record),
         make_loss=lambda: build(resolved.loss),
         used_outside=head_parameters(model),
+        routers=routers,
     )
     made: dict[str, Any] = {}
 
@@ -197,6 +200,7 @@ def assemble(
     features = (
         ("adapter", about),
         ("loss", resolved.loss.name),
+        *about_routers,
         ("attention", "; ".join(attention)),
         *module.policy.features,
         ("gradient checkpointing", "on" if config.model.gradient_checkpointing else "off"),
@@ -234,16 +238,6 @@ def _build(prepared: Prepared, engine: Engine, adapter: Adapter | None, attentio
     if adapter is None:
         return model
     return adapted(resolved, adapter, model, base=prepared.model_dir, checkpoint=checkpoint)
-
-
-def _eval_warnings(store: TokenStore, eval_store: TokenStore) -> list[str]:
-    """Damaged shards, cut examples and skipped rows of `data.eval_path`; the report of `store` is shown in full."""
-    if eval_store.directory == store.directory:
-        return []
-    report = eval_store.report
-    lines = [line for line in report.warning_lines() if line.startswith(("BC066", "BC075"))]
-    lines += [f"{count:,} evaluation rows skipped: {reason}" for reason, count in report.skipped_lines()]
-    return [f"{line} ({eval_store.directory})" for line in lines]
 
 
 def _require_rows(resolved: ResolvedRun, stage: Stage, world_size: int) -> None:

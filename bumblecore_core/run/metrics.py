@@ -54,12 +54,34 @@ class WindowMetrics:
         for name in names:
             metrics = [output.metrics[name] for output in kept]
             columns += _local(metrics, engine.rank)
+        after_metrics, assignments = len(columns), self._assignments(kept)
+        columns += [] if assignments is None else assignments.flatten().tolist()
         totals = engine.sum_over_ranks([float(value) for value in columns] + [float(value) for value in extra])
         reduced = {
             name: _value(self._outputs[0][0].metrics[name].reduce, *totals[2 + 2 * at : 4 + 2 * at])
             for at, name in enumerate(names)
         }
-        return totals[0], totals[1], reduced, totals[2 + 2 * len(names) :]
+        if assignments is not None:
+            summed = torch.tensor(totals[after_metrics : len(columns)], dtype=torch.float64)
+            reduced |= expert_load(summed.view(assignments.shape))
+        return totals[0], totals[1], reduced, totals[len(columns) :]
+
+    def _assignments(self, kept: Sequence[StepOutput]) -> torch.Tensor | None:
+        """(layers, experts): this rank's assignments of tokens to experts; None for a model without routers."""
+        first = self._outputs[0][0].expert_assignments
+        if first is None:
+            return None
+        found = [output.expert_assignments for output in kept if output.expert_assignments is not None]
+        return torch.stack(found).sum(0) if found else torch.zeros_like(first)
+
+
+def expert_load(assignments: torch.Tensor) -> dict[str, float]:
+    """The smallest and the largest share of a layer's assignments that an expert has, over all layers.
+
+    `assignments`: (layers, experts), the tokens × top-k assignments of an optimizer step.
+    """
+    shares = assignments / assignments.sum(-1, keepdim=True).clamp(min=1)
+    return {"expert_load/min": float(shares.min()), "expert_load/max": float(shares.max())}
 
 
 def _sum(values: Sequence[torch.Tensor | float]) -> torch.Tensor | float:

@@ -17,6 +17,7 @@ from bumblecore_core.protocols import Loss, Stage
 from bumblecore_core.run.blame import Plugin, blamed, breach
 from bumblecore_core.run.checked_loss import CheckedLoss
 from bumblecore_core.run.returned import WANTS_STEP, output_fault
+from bumblecore_core.run.router_loss import RouterTraining
 from bumblecore_core.run.sum_check import SumCheck
 from bumblecore_core.toolkit.policy import Policy
 from bumblecore_core.values import Batch, StepOutput
@@ -29,6 +30,7 @@ class TrainModule(torch.nn.Module):
 
     `used_outside`: parameters that are used outside their own modules, such as the head's by a fused loss.
     `make_loss`: builds the loss anew, to look at once; None where it is not called, or is known to be a sum.
+    `routers`: those of a mixture of experts, recorded in training; None without any, or where nothing is trained.
     The policy is set once the engine has prepared the module: it is probed on the final device, in the final dtype.
     """
 
@@ -46,10 +48,12 @@ class TrainModule(torch.nn.Module):
         loss_plugin: Plugin,
         make_loss: Callable[[], Loss] | None = None,
         used_outside: Sequence[torch.nn.Parameter] = (),
+        routers: RouterTraining | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.used_outside = tuple(used_outside)
+        self.routers = routers
         self.stage, self.stage_plugin = stage, stage_plugin
         self._passes = 0
         self.loss = loss  # one that is a module itself moves to the device with this one
@@ -69,11 +73,20 @@ class TrainModule(torch.nn.Module):
         where an engine that shards weights has the head's weight whole."""
         if callable(batch):
             return batch()
-        with blamed(self.stage_plugin):
-            if self.asks:
+        if self.asks:
+            with blamed(self.stage_plugin):
                 figures = getattr(self.stage, self.asks)(policy=self.policy, batch=batch)
-                return StepOutput(loss_sum=torch.zeros(()), count=0, per_example=figures)
-            self.checked_loss.latest = None
+            return StepOutput(loss_sum=torch.zeros(()), count=0, per_example=figures)
+        # The model's mode: an engine may switch to evaluation without this module, which it does not wrap itself.
+        if self.routers is None or not self.model.training:
+            return self._step(batch)
+        with self.routers.recorded() as routing:
+            output = self._step(batch)
+        return self.routers.complete(output, routing)
+
+    def _step(self, batch: Batch) -> StepOutput:
+        self.checked_loss.latest = None
+        with blamed(self.stage_plugin):
             output = self.stage.step(policy=self.policy, batch=batch, loss=self.checked_loss)
         self._check(output, batch)
         self.checked_loss.latest = None  # it would hold the graph until the next step

@@ -18,6 +18,7 @@ from bumblecore_core.run.facts import memory_facts, parameter_facts
 from bumblecore_core.run.info import prepared_facts
 from bumblecore_core.run.memory import placement_of
 from bumblecore_core.run.model import meta_model, parameter_counts
+from bumblecore_core.run.router_loss import router_training
 from bumblecore_core.toolkit.adapters import quietly
 from bumblecore_core.values import RunInfo
 
@@ -33,6 +34,7 @@ def plan_run(resolved: ResolvedRun, registry: Registry, switches: PluginSwitches
             attention_records(registry), config.model.attention, device=engine.device, dtype=engine.dtype
         )
         model, about, warnings = _planned_model(prepared)
+        _, about_routers = router_training(model, config.model.router_aux_loss)
         counts = parameter_counts(model)
         weight_bytes = engine.dtype.itemsize
         return RunInfo(
@@ -58,6 +60,7 @@ def plan_run(resolved: ResolvedRun, registry: Registry, switches: PluginSwitches
             features=[
                 ("adapter", about),
                 ("loss", resolved.loss.record.name),
+                *about_routers,
                 ("attention", "; ".join(attention)),
                 *engine.features(),
             ],

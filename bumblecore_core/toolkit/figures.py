@@ -19,7 +19,15 @@ FIGURES: Mapping[str, str] = {
     "skipped_steps": "steps so far whose gradient was not finite, so that nothing was updated",
     "perplexity": "exponential of the evaluation loss",
 }
-"""Name → meaning. Whatever else an event holds comes from the stage or the loss."""
+"""Name → meaning. Whatever else an event holds comes from the routers, the stage or the loss."""
+
+ROUTER_FIGURES: Mapping[str, str] = {
+    "task_loss": "loss without the routers' auxiliary loss",
+    "router_aux_loss": "the routers' auxiliary loss before the coefficient: mean over micro-batches by their count",
+    "expert_load/min": "smallest share of a layer's tokens × top-k assignments that an expert has, over all layers",
+    "expert_load/max": "largest such share; an even load is 1 ÷ number of experts",
+}
+"""The same for models with routers, plotted like the stage's; the first two only with the auxiliary loss on."""
 
 _OF_THE_MACHINE = ("tokens_per_second", "steps_per_second", "seconds")
 

@@ -90,3 +90,29 @@ def test_bf16_sums_are_added_in_float64():
 def test_what_else_is_summed_comes_back_in_its_order():
     metrics = [(output(1.0, 1, **kinds(1.0, 1, 1.0, 1.0)), True)]
     assert reduced(metrics, Rank(0), [4.0, 5.0])[3] == [4.0, 5.0]
+
+
+def loaded(*assignments):
+    return StepOutput(loss_sum=torch.tensor(1.0), count=1, expert_assignments=torch.tensor(assignments))
+
+
+def test_the_load_of_experts_is_of_the_whole_step_on_all_ranks():
+    """Summed before shares are taken: the mean of the micro-batches' smallest shares would be 0."""
+    first = [(loaded([4, 0], [1, 3]), True), (loaded([0, 2], [1, 1]), True)]
+    second = [(loaded([1, 1], [0, 2]), True), (loaded([90, 0], [90, 0]), False)]
+    for _, _, figures, extra in two_ranks(first, second):
+        assert figures == {"expert_load/min": 2 / 8, "expert_load/max": 6 / 8}
+        assert extra == []
+
+
+def test_a_rank_of_dummies_adds_no_load():
+    first, second = [(loaded([3, 1]), True)], [(loaded([0, 50]), False)]
+    for _, _, figures, _ in two_ranks(first, second):
+        assert figures == {"expert_load/min": 1 / 4, "expert_load/max": 3 / 4}
+
+
+def test_what_ranks_add_up_follows_the_load():
+    rank = Rank(0)
+    *_, figures, extra = reduced([(loaded([3, 1], [2, 2]), True)], rank, extra=(7.0, 8.0))
+    assert extra == [7.0, 8.0]
+    assert figures == {"expert_load/min": 1 / 4, "expert_load/max": 3 / 4}

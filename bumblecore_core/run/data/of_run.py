@@ -80,3 +80,13 @@ def may_share_prefixes(stage: Stage, *stores: TokenStore) -> bool:
     so in a column."""
     asked = any("prefixes" not in store.columns or store.has_values("prefixes") for store in stores)
     return asked and bool(getattr(stage, "shares_prefixes", False))
+
+
+def evaluation_warnings(store: TokenStore, eval_store: TokenStore) -> list[str]:
+    """Damaged shards, cut examples and skipped rows of `data.eval_path`; the report of `store` is shown in full."""
+    if eval_store.directory == store.directory:
+        return []
+    report = eval_store.report
+    lines = [line for line in report.warning_lines() if line.startswith(("BC066", "BC075"))]
+    lines += [f"{count:,} evaluation rows skipped: {reason}" for reason, count in report.skipped_lines()]
+    return [f"{line} ({eval_store.directory})" for line in lines]

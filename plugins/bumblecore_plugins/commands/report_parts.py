@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from bumblecore_core import StepEvent
-from bumblecore_core.toolkit.figures import FIGURES
+from bumblecore_core.toolkit.figures import FIGURES, ROUTER_FIGURES
 from bumblecore_core.toolkit.history import RunRecord
 
 LAST_EVENTS = 20
@@ -55,7 +55,7 @@ def parts(record: RunRecord) -> dict[str, Any]:
         "facts": [(str(name), str(value)) for name, value in info.get("facts", ())],
         "checkpoints": checkpoints(record.directory),
         "last_events": last_events(record.events),
-        "meanings": list(FIGURES.items()),
+        "meanings": list({**FIGURES, **ROUTER_FIGURES}.items()),
         "config": yaml.safe_dump(dict(record.config), sort_keys=False, allow_unicode=True, width=100),
         "plugins": plugins(record.lock),
         "libraries": [(str(name), str(version)) for name, version in record.lock.get("libraries", {}).items()],
