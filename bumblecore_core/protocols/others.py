@@ -18,11 +18,15 @@ class Adapter(Protocol):
     """Wraps the model with trainable parts (`lora`). One object per run. An option called `path` is a directory to
     go on from: a later run's is looked for before the runs ahead of it train."""
 
-    def wrap(self, *, model: torch.nn.Module, base: Path, checkpoint: Path | None) -> torch.nn.Module:
+    def wrap(
+        self, *, model: torch.nn.Module, base: Path, checkpoint: Path | None, new_tokens: Sequence[int] = ()
+    ) -> torch.nn.Module:
         """The model with the adapter in it; parameters that stay frozen have `requires_grad=False`. `model`: on the
         CPU, just loaded from the directory `base`; for `bumble plan` without weights, on the meta device. `checkpoint`:
-        takes up what `save` wrote there instead of a fresh start. Torch's generator is seeded by the run. Raises
-        `ModelError` BC031 (nothing matches)."""
+        takes up what `save` wrote there instead of a fresh start. `new_tokens`: ids of tokens that the run adds to the
+        vocabulary; `model` has a row for each, and the adapter trains and saves these rows of the input embedding and
+        of the output head. Passed only where there are any. Torch's generator is seeded by the run. Raises `ModelError`
+        BC031 (nothing matches)."""
         ...
 
     def describe(self, *, model: torch.nn.Module) -> tuple[str, Sequence[str]]:

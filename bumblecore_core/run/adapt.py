@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,21 @@ def require_trained_base(resolved: ResolvedRun) -> None:
         raise one(ConfigError, "BC039", problem, fix, field="adapter, stage.name")
 
 
-def adapted(resolved: ResolvedRun, adapter: Adapter, model: Any, *, base: Path, checkpoint: Path | None = None) -> Any:
-    """`model`, loaded from `base`, with the adapter in it; random numbers come from a stream of the run's seed."""
+def adapted(
+    resolved: ResolvedRun,
+    adapter: Adapter,
+    model: Any,
+    *,
+    base: Path,
+    checkpoint: Path | None = None,
+    new_tokens: Sequence[int] = (),
+) -> Any:
+    """`model`, loaded from `base`, with the adapter in it; random numbers come from a stream of the run's seed.
+    `new_tokens`: see `Adapter.wrap`."""
+    added = {"new_tokens": new_tokens} if new_tokens else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(resolved.config.train.seed, "adapter"))
-        return adapter.wrap(model=model, base=base, checkpoint=checkpoint)
+        return adapter.wrap(model=model, base=base, checkpoint=checkpoint, **added)
 
 
 def described(resolved: ResolvedRun, adapter: Adapter | None, model: Any) -> tuple[str, tuple[str, ...]]:

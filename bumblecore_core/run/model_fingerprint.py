@@ -11,7 +11,8 @@ from typing import Any
 
 from bumblecore_core.errors import BumbleError, ModelError, one
 from bumblecore_core.run.hashing import file_hash, remembered_hashes
-from bumblecore_core.toolkit.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_KEY, adapter_chain
+from bumblecore_core.toolkit.adapter_tensors import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_KEY
+from bumblecore_core.toolkit.adapters import adapter_chain
 from bumblecore_core.toolkit.tokenizers import resolve_model_dir
 from bumblecore_core.toolkit.weight_files import weight_files
 

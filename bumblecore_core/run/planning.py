@@ -19,7 +19,7 @@ from bumblecore_core.run.info import prepared_facts
 from bumblecore_core.run.memory import placement_of
 from bumblecore_core.run.model import meta_model, parameter_counts
 from bumblecore_core.run.router_loss import router_training
-from bumblecore_core.toolkit.adapters import quietly
+from bumblecore_core.toolkit.adapter_tensors import quietly
 from bumblecore_core.values import RunInfo
 
 

@@ -9,14 +9,21 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bumblecore_core.errors import BumbleError, ModelError, Problem, one
-from bumblecore_core.toolkit.adapter_checks import check_adapter_config, reading
+from bumblecore_core.errors import BumbleError, ModelError, one
+from bumblecore_core.toolkit.adapter_checks import check_adapter_config
+from bumblecore_core.toolkit.adapter_tensors import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    BASE_KEY,
+    load_weights,
+    named_base,
+    other_base,
+    peft_errors,
+    quietly,
+)
 from bumblecore_core.toolkit.json_files import read_json_object
 from bumblecore_core.toolkit.library_errors import library_message
 from bumblecore_core.toolkit.limits import Exceeded, piece
@@ -25,28 +32,20 @@ from bumblecore_core.toolkit.model_config import read_model_config
 from bumblecore_core.toolkit.packages import MODEL_LIBRARIES, require_supported
 from bumblecore_core.toolkit.regular_files import require_readable_directory
 from bumblecore_core.toolkit.scorers import SCORE_WEIGHT, is_scorer, make_scorer_config
-from bumblecore_core.toolkit.weight_files import check_weight_files
+from bumblecore_core.toolkit.weight_files import check_weight_files, has_weights
 
 if TYPE_CHECKING:
     import torch
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-BASE_KEY = "base_model_name_or_path"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
-SHOWN = 5
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Without PEFT's warnings: what they warn of (another base, tied weights) is checked here, with better words."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def is_adapter(directory: Path) -> bool:
-    """Whether a directory holds an adapter rather than a model."""
-    return os.path.isfile(directory / ADAPTER_CONFIG) and not os.path.isfile(directory / "config.json")
+    """Whether a directory holds an adapter rather than a model. An adapter may be stored with the config.json of its
+    base, but not with the weights."""
+    if not os.path.isfile(directory / ADAPTER_CONFIG):
+        return False
+    return not os.path.isfile(directory / "config.json") or not has_weights(directory)
 
 
 def adapter_chain(directory: Path, *, field: str = "model.path") -> tuple[Path, tuple[Path, ...]]:
@@ -64,12 +63,6 @@ def adapter_chain(directory: Path, *, field: str = "model.path") -> tuple[Path, 
         adapters.insert(0, directory)
         directory = _base_of(directory, field)
     return directory, tuple(adapters)
-
-
-def named_base(directory: Path, *, field: str = "model.path") -> str:
-    """What the adapter of `directory` says that it was made for; empty where it says nothing. Raises `ModelError`
-    BC064."""
-    return str(read_json_object(directory / ADAPTER_CONFIG, field).get(BASE_KEY) or "")
 
 
 def tokenizer_source(directory: Path) -> Path:
@@ -100,32 +93,18 @@ def read_adapter_config(directory: Path, *, field: str = "model.path") -> Any:
     return config
 
 
-@contextmanager
-def _peft_errors(directory: Path, field: str) -> Iterator[None]:
-    """Without PEFT's warnings, and with what it raises as `ModelError` BC064: a config that PEFT could read may still
-    hold values of any type."""
-    try:
-        with quietly():
-            yield
-    except BumbleError:
-        raise
-    except Exception as error:
-        problem, place = f"PEFT cannot use this adapter: {library_message(error)}", str(directory / ADAPTER_CONFIG)
-        raise one(ModelError, "BC064", problem, "Check that the file is whole", place=place, field=field) from error
-
-
 def attached(model: Any, config: Any, directory: Path, *, field: str = "model.path") -> Any:
     """`model` with the (yet untrained) parts that `config`, read from `directory`, describes. Raises `ModelError` BC033
     where they do not fit the model, BC092 where a regular expression in `config` takes too long."""
     from peft import get_peft_model
 
-    with _peft_errors(directory, field):
+    with peft_errors(directory, field):
         _require_quick_patterns(model, config, directory, field)
         try:
             return get_peft_model(model, config)
         except (ValueError, AttributeError) as error:
             problem = f"its modules are not in this model ({library_message(error)})"
-            raise _other_base(problem, named_base(directory), model, directory, field) from error
+            raise other_base(problem, named_base(directory), model, directory, field) from error
 
 
 def slow_pattern(limit: Exceeded, *, field: str, place: str = "") -> BumbleError:
@@ -153,58 +132,18 @@ def _require_quick_patterns(model: Any, config: Any, directory: Path, field: str
         raise slow_pattern(error, field=field, place=str(directory / ADAPTER_CONFIG)) from None
 
 
-def load_weights(model: Any, directory: Path, *, field: str = "model.path") -> None:
-    """Puts the saved weights of `directory` into the PEFT `model`. Raises `ModelError` BC033, with names and shapes,
-    where they are those of an adapter for another base model, and BC029 or BC064 for a missing or broken file."""
-    put_weights(model, read_weights(directory, field=field), directory, field=field)
-
-
-def read_weights(directory: Path, *, field: str = "model.path") -> dict[str, torch.Tensor]:
-    """The saved tensors of an adapter, on the CPU. Raises `ModelError` BC029 or BC064."""
-    from safetensors.torch import load_file
-
-    with reading(directory / ADAPTER_WEIGHTS, field):
-        return dict(load_file(directory / ADAPTER_WEIGHTS))
-
-
-def put_weights(model: Any, tensors: Mapping[str, torch.Tensor], directory: Path, *, field: str = "model.path") -> None:
-    """Puts tensors under their saved names into the PEFT `model`; see `load_weights`. Trainable parameters get a dtype
-    that holds the saved values: a copy of a bf16 module that was trained in float32 must not be rounded."""
-    import torch
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
-    with _peft_errors(directory, field):
-        own = get_peft_model_state_dict(model, save_embedding_layers=False)
-    known = {**model.state_dict(), **own}  # some adapters come with base weights, such as resized embeddings
-    wrong = [f"{name} is missing" for name in sorted(own.keys() - tensors.keys())]
-    wrong += [f"{name} has no place" for name in sorted(tensors.keys() - known.keys())]
-    wrong += [
-        f"{name} is {tuple(tensors[name].shape)} and must be {tuple(known[name].shape)}"
-        for name in sorted(tensors.keys() & known.keys())
-        if tensors[name].shape != known[name].shape
-    ]
-    if wrong:
-        more = f" … and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        raise _other_base("; ".join(wrong[:SHOWN]) + more, named_base(directory), model, directory, field)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            for dtype in {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}:
-                parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, dtype))
-    with _peft_errors(directory, field):
-        set_peft_model_state_dict(model, dict(tensors))
-
-
 def fold_in(model: Any, directory: Path) -> Any:
     """The plain model whose weights are those of `model`, an adapter's base, with the adapter of `directory` folded in,
     every parameter trainable. Folding rounds in the model's dtype: load it in float32. Raises `ModelError`."""
     config = read_adapter_config(directory)
+    config.inference_mode = False  # what was trained is what must be in the file
     config.task_type = None  # folding needs none, and a language model's adapter goes into a reward model so
     adapter = attached(model, config, directory)
     load_weights(adapter, directory)
     if not hasattr(adapter, "merge_and_unload"):
         problem, fix = "this kind of adapter cannot be folded into weights", "Use a LoRA adapter"
         raise one(ModelError, "BC064", problem, fix, place=str(directory), field="model.path")
-    with _peft_errors(directory, "model.path"):
+    with peft_errors(directory, "model.path"):
         merged = adapter.merge_and_unload(safe_merge=True)  # refuses weights that are not finite
     for parameter in merged.parameters():
         parameter.requires_grad_(True)
@@ -282,18 +221,3 @@ def _base_of(directory: Path, field: str) -> Path:
         problem = "the adapter does not say which base model it was made for"
     fix = f"Put the base model there, or write its directory as {BASE_KEY} into this file"
     raise one(ModelError, "BC061", problem, fix, place=place, field=field)
-
-
-def _other_base(problem: str, made_for: str, model: Any, directory: Path, field: str) -> BumbleError:
-    here = getattr(model.config, "_name_or_path", "") or getattr(model.config, "model_type", "this model")
-    return ModelError(
-        [
-            Problem(
-                code="BC033",
-                problem=f"the adapter was made for {made_for or 'an unnamed model'} and does not fit {here}: {problem}",
-                fix="Use it with the model that it was made for",
-                place=str(directory),
-                field=field,
-            )
-        ]
-    )

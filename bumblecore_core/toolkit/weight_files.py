@@ -19,6 +19,12 @@ ZIP = b"PK\x03\x04"
 _COPY = "Copy the model again; the file is not what was written"
 
 
+def has_weights(directory: Path) -> bool:
+    """Whether `from_pretrained` finds weights in a directory, in one file or in shards."""
+    names = [name + end for name in (SAFETENSORS, PICKLED) for end in ("", ".index.json")]
+    return any(os.path.isfile(directory / name) for name in names)
+
+
 def weight_files(directory: Path) -> list[Path]:
     """The files that `from_pretrained` will read, all of them present. Raises `ModelError` BC029, or BC064 for an index
     that is damaged or names a file outside the directory."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -25,7 +25,9 @@ class LoraOptions(Options):
 
     rank: int = Field(8, ge=1, description="Rank of the update: A is (rank, in), B is (out, rank).")
     alpha: float | None = Field(None, gt=0, description="The update is scaled by alpha ÷ rank; null: 2 × rank.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the input of A.")
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="Dropout on the input of A; null: none, or that of the adapter in `path`."
+    )
     target_modules: list[str] | str = Field(
         ALL_LINEAR,
         description="Modules to adapt: a list of names or of endings of names, all-linear (every linear layer but the "
@@ -33,6 +35,9 @@ class LoraOptions(Options):
     )
     modules_to_save: list[str] = Field(
         [], description="Modules trained in full and saved with the adapter, such as lm_head; names or endings."
+    )
+    bias: Literal["none", "lora_only", "all"] = Field(
+        "none", description="Biases to train: none, those of the adapted modules (lora_only), or all."
     )
     use_rslora: bool = Field(False, description="Scale by alpha ÷ √rank (rsLoRA).")
     use_dora: bool = Field(False, description="Train each weight's magnitude apart from its direction (DoRA).")
@@ -43,7 +48,9 @@ class LoraOptions(Options):
     )
     lr_ratio: float = Field(1.0, gt=0, description="Learning rate of B ÷ that of A (LoRA+).")
     path: str | None = Field(
-        None, description="An adapter directory, or a run's output directory, to go on from; it says rank and targets."
+        None,
+        description="An adapter directory, or a run's output directory, to train further; its config sets rank, "
+        "targets and everything else but dropout.",
     )
 
     @field_validator("target_modules")
@@ -68,7 +75,7 @@ class LoraOptions(Options):
     @model_validator(mode="after")
     def _agree(self) -> LoraOptions:
         if self.path is not None:
-            own = ("rank", "alpha", "target_modules", "modules_to_save", "use_rslora", "use_dora", "init")
+            own = ("rank", "alpha", "target_modules", "modules_to_save", "bias", "use_rslora", "use_dora", "init")
             both = [name for name in own if getattr(self, name) != type(self).model_fields[name].default]
             if both:
                 raise ValueError(f"conflict: path names an adapter that says for itself what is also in {_list(both)}")

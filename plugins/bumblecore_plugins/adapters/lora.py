@@ -3,60 +3,52 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bumblecore_core import ConfigError, ModelError, one
-from bumblecore_core.toolkit.adapters import (
-    ADAPTER_WEIGHTS,
-    attached,
-    is_adapter,
-    load_weights,
-    put_weights,
-    quietly,
-    read_adapter_config,
-    read_weights,
-)
+from bumblecore_core.toolkit.adapter_tensors import ADAPTER_WEIGHTS, load_weights, quietly, saved_names
+from bumblecore_core.toolkit.adapters import attached, is_adapter, read_adapter_config
 from bumblecore_core.toolkit.scorers import score_of
+from bumblecore_core.toolkit.shards import whole_shape
 from bumblecore_core.toolkit.tokenizers import resolve_model_dir
 from bumblecore_plugins.adapters import LoraOptions, changes_base
+from bumblecore_plugins.adapters.residual import NAME, double, take_out_of_base
 from bumblecore_plugins.adapters.targets import check_rank, check_targets, saved_modules
+from bumblecore_plugins.adapters.tokens import check_token_rows, token_rows
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-NAME = "default"
-A, B = "lora_A", "lora_B"
-
 
 class Lora:
-    """See `bumblecore_core.protocols.Adapter`.
-
-    With `init: pissa` or `olora`, A and B are taken out of the base weights, which while training are W − s·B₀A₀. Files
-    never depend on that: they hold an adapter of twice the rank for the untouched base, [A; A₀] and [B, −B₀], which
-    says the same and which PEFT loads like any other.
-    """
+    """See `bumblecore_core.protocols.Adapter`. For `init: pissa` and `olora` see `residual`."""
 
     def __init__(self, options: LoraOptions) -> None:
         self._options = options
         self._warnings: list[str] = []
-        self._initial: dict[str, torch.Tensor] = {}  # A₀ and B₀ by the parameter's name
+        self._saved: dict[str, str] = {}  # name in the file by name in the model's state_dict
+        self._base_values: dict[str, torch.Tensor] = {}  # of parameters with which the model computes as the base does
+        self._residual: dict[str, torch.Tensor] = {}  # A₀ and B₀ by the parameter's name
         self._base = Path()
 
-    def wrap(self, *, model: torch.nn.Module, base: Path, checkpoint: Path | None) -> torch.nn.Module:
+    def wrap(
+        self, *, model: torch.nn.Module, base: Path, checkpoint: Path | None, new_tokens: Sequence[int] = ()
+    ) -> torch.nn.Module:
         self._base = base.absolute()
         if self._options.path is not None:
-            return self._going_on(model, self._options.path, checkpoint)
-        wrapped = self._fresh(model)
+            return self._continued(model, self._options.path, checkpoint, new_tokens)
+        wrapped = self._fresh(model, new_tokens)
+        self._prepare_saving(wrapped)
         if changes_base(self._options.init):
-            self._take_out_of_base(wrapped, checkpoint)
+            self._residual = take_out_of_base(wrapped, _lora_layers(wrapped), self._options.init, checkpoint)
+            self._base_values |= self._residual
         elif checkpoint is not None:
-            load_weights(wrapped, checkpoint)
+            self._saved |= load_weights(wrapped, checkpoint)
         return wrapped
 
     def describe(self, *, model: torch.nn.Module) -> tuple[str, Sequence[str]]:
@@ -68,6 +60,9 @@ class Lora:
         words += [f"init {self._options.init}"] if self._options.init != "default" else []
         words += [f"B at {self._options.lr_ratio:g} × the learning rate"] if self._options.lr_ratio != 1 else []
         words += ["in full: " + ", ".join(config.modules_to_save)] if config.modules_to_save else []
+        words += [f"biases: {config.bias}"] if config.bias != "none" else []
+        rows = _token_count(config.trainable_token_indices)
+        words += [f"{rows} token embeddings"] if rows else []
         words += [f"from {self._options.path}"] if self._options.path is not None else []
         return "; ".join(words), self._warnings
 
@@ -75,39 +70,30 @@ class Lora:
         return self._options.lr_ratio if ".lora_B." in name or ".lora_embedding_B." in name else 1.0
 
     def saves(self, *, name: str) -> bool:
-        return ".lora_" in name or ".modules_to_save." in name
+        return name in self._saved
 
     def base_policy(self, *, model: torch.nn.Module) -> AbstractContextManager[None]:
-        if self._initial:
-            return self._as_at_first(model)
-        disabled: AbstractContextManager[None] = model.disable_adapter()  # type: ignore[operator]
-        return disabled
+        return self._as_base(model)
 
     def save(self, *, model: torch.nn.Module, state: Mapping[str, torch.Tensor], directory: Path) -> None:
-        from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
 
-        tensors = get_peft_model_state_dict(model, state_dict=dict(state), save_embedding_layers=False)
         config = copy.deepcopy(_config(model))
-        if self._initial:
-            first = get_peft_model_state_dict(model, state_dict=dict(self._initial), save_embedding_layers=False)
-            tensors = {name: _doubled(name, tensor, first[name].to(tensor)) for name, tensor in tensors.items()}
-            config.r *= 2
-            config.lora_alpha *= math.sqrt(2) if config.use_rslora else 2
-            config.init_lora_weights = True
+        tensors = {file: state[name] for name, file in self._saved.items()}
+        if self._residual:
+            tensors = double(config, tensors, {self._saved[name]: first for name, first in self._residual.items()})
         for key, value in vars(config).items():
             if isinstance(value, set):  # whose order differs from process to process
                 setattr(config, key, sorted(value))
         config.inference_mode = True
         config.save_pretrained(directory)
-        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(whole, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        save_file(_apart(tensors), directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
     def merge(self, *, model: torch.nn.Module) -> torch.nn.Module:
         merged: torch.nn.Module = model.merge_and_unload()  # type: ignore[operator]
         return merged
 
-    def _fresh(self, model: Any) -> Any:
+    def _fresh(self, model: Any, new_tokens: Sequence[int]) -> Any:
         from peft import LoraConfig, TaskType, get_peft_model
 
         options = self._options
@@ -122,9 +108,11 @@ class Lora:
         config = LoraConfig(
             r=options.rank,
             lora_alpha=options.alpha if options.alpha is not None else 2 * options.rank,
-            lora_dropout=options.dropout,
+            lora_dropout=options.dropout or 0.0,
             target_modules=options.target_modules,
             modules_to_save=saved or None,
+            trainable_token_indices=token_rows(model, new_tokens) or None,
+            bias=options.bias,
             use_rslora=options.use_rslora,
             use_dora=options.use_dora,
             init_lora_weights=True if plain else options.init,
@@ -137,7 +125,7 @@ class Lora:
             fix = "Change adapter.target_modules"
             raise one(ModelError, "BC031", f"PEFT: {error}", fix, field="adapter.target_modules") from error
 
-    def _going_on(self, model: Any, path: str, checkpoint: Path | None) -> Any:
+    def _continued(self, model: Any, path: str, checkpoint: Path | None, new_tokens: Sequence[int]) -> Any:
         """The adapter of `path`, or of the checkpoint of a run that began with that."""
         field = "adapter.path" if checkpoint is None else "checkpoint.resume"
         directory = checkpoint or resolve_model_dir(path, field=field)
@@ -150,11 +138,26 @@ class Lora:
             what = f"LoRA with init {init} that was not converted" if init else str(config.peft_type.value)
             problem, fix = f"an adapter of this kind ({what}) cannot be trained further", "Start a new one"
             raise one(ConfigError, "BC039", problem, fix, place=str(directory), field=field)
+        if new_tokens:
+            problem = "an adapter that is trained further cannot train tokens that are new in this run"
+            fix = "Merge the adapter first (bumble merge), or remove model.add_tokens"
+            raise one(ConfigError, "BC039", problem, fix, place=str(directory), field="adapter.path, model.add_tokens")
         config.inference_mode = False
-        config.lora_dropout = self._options.dropout or config.lora_dropout
-        wrapped = attached(model, config, directory, field=field)
-        load_weights(wrapped, directory, field=field)
-        return self._named(wrapped)
+        if self._options.dropout is not None:
+            config.lora_dropout = self._options.dropout
+        wrapped = self._named(attached(model, config, directory, field=field))
+        self._prepare_saving(wrapped)
+        self._saved |= load_weights(wrapped, directory, field=field)
+        return wrapped
+
+    def _prepare_saving(self, wrapped: Any) -> None:
+        """Notes which tensors are trained, and the values that the base has for those that replace its own."""
+        self._saved = saved_names(wrapped)
+        check_token_rows(wrapped)
+        _require_separate(wrapped)
+        for name, parameter in wrapped.named_parameters():
+            if parameter.requires_grad and ".lora_" not in name and ".modules_to_save." not in name:
+                self._base_values[name] = parameter.detach().clone()
 
     def _named(self, model: Any) -> Any:
         """The wrapped model, whose config names the base's directory."""
@@ -165,44 +168,23 @@ class Lora:
             config.modules_to_save = list(dict.fromkeys(names))
         return model
 
-    @torch.no_grad()
-    def _take_out_of_base(self, model: Any, checkpoint: Path | None) -> None:
-        """Makes A and B from each base weight (or takes A₀ and B₀ from a checkpoint, so that not a bit depends on doing
-        the decomposition again), and takes s·B₀A₀ out of it."""
-        layers = _lora_layers(model)
-        odd = [name for name, layer in layers.items() if type(layer.get_base_layer()) is not torch.nn.Linear]
-        if odd:
-            problem = f"init {self._options.init} is for linear layers, and {odd[0]} is none"
-            raise one(ConfigError, "BC039", problem, "Set init to default", field="adapter.init")
-        saved = _halves(read_weights(checkpoint)) if checkpoint is not None else None
-        if saved is not None:
-            put_weights(model, saved[1], checkpoint)
-        for name, layer in layers.items():
-            weight = layer.get_base_layer().weight
-            if saved is None:
-                original = weight.data.clone()
-                layer.olora_init(NAME) if self._options.init == "olora" else layer.pissa_init(NAME, self._options.init)
-                weight.data = original
-                for part in (layer.lora_A, layer.lora_B):
-                    part[NAME].weight.data = _exact_in_any_dtype(part[NAME].weight.data)
-            taken = layer.get_delta_weight(NAME)
-            weight.data = (weight.data.float() - taken.float()).to(weight.dtype)
-            for side in (A, B):
-                kept = getattr(layer, side)[NAME].weight.detach().clone()
-                self._initial[f"{name}.{side}.{NAME}.weight"] = kept
-        if saved is not None:
-            put_weights(model, saved[0], checkpoint)
-
     @contextmanager
-    def _as_at_first(self, model: Any) -> Iterator[None]:
-        """With A₀ and B₀ in place, the model computes what the base does."""
-        trained = {name: parameter.data for name, parameter in model.named_parameters() if name in self._initial}
+    def _as_base(self, model: Any) -> Iterator[None]:
+        """Without the adapter, and with the base's own values for what was trained in place. With A₀ and B₀ in place,
+        an adapter that was taken out of the base computes what the base does."""
         parameters = dict(model.named_parameters())
+        trained = {name: parameters[name].data for name in self._base_values}
+        sharded = [name for name in trained if whole_shape(parameters[name]) != parameters[name].shape]
+        if sharded:
+            problem = f"the base cannot be restored under an adapter while ranks share {sharded[0]} (ZeRO-3)"
+            fix = "Use a lower ZeRO stage, or a reference model of its own"
+            raise one(ConfigError, "BC103", problem, fix, field="adapter")
         try:
             for name, data in trained.items():
-                self._initial[name] = self._initial[name].to(data.device)
-                parameters[name].data = self._initial[name].to(data.dtype)
-            yield
+                self._base_values[name] = self._base_values[name].to(data.device)
+                parameters[name].data = self._base_values[name].to(data.dtype)
+            with nullcontext() if self._residual else model.disable_adapter():
+                yield
         finally:
             for name, data in trained.items():
                 parameters[name].data = data
@@ -218,24 +200,29 @@ def _lora_layers(model: Any) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
-def _exact_in_any_dtype(tensor: torch.Tensor) -> torch.Tensor:
-    """Rounded so that bf16, fp16 and float32 hold it alike: what is saved is then what was used."""
-    return tensor.to(torch.bfloat16).to(torch.float16).float().contiguous()
+def _token_count(indices: Any) -> int:
+    lists = indices.values() if isinstance(indices, Mapping) else [indices or ()]
+    return len({index for found in lists for index in found})
 
 
-def _doubled(name: str, tensor: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
-    if f".{A}." in name:
-        return torch.cat([tensor, first], dim=0)
-    return torch.cat([tensor, -first], dim=1)
-
-
-def _halves(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """(A and B, A₀ and B₀) of what `_doubled` made."""
-    now, first = {}, {}
+def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Contiguous tensors of which no two share memory, as the safetensors format asks for."""
+    seen: set[int] = set()
+    found = {}
     for name, tensor in tensors.items():
-        if f".{A}." in name:
-            now[name], first[name] = tensor.chunk(2, dim=0)
-        else:
-            now[name], other = tensor.chunk(2, dim=1)
-            first[name] = -other
-    return now, first
+        found[name] = tensor.clone() if tensor.data_ptr() in seen else tensor.contiguous()
+        seen.add(tensor.data_ptr())
+    return found
+
+
+def _require_separate(model: Any) -> None:
+    """Raises `ConfigError` BC103 where two trained parameters share memory: an optimizer would update it twice."""
+    places: dict[int, str] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad or parameter.is_meta or not parameter.numel():
+            continue
+        if parameter.data_ptr() in places:
+            problem = f"{name} and {places[parameter.data_ptr()]} are two parameters in the same memory"
+            fix = "Remove ensure_weight_tying, or leave the embeddings out of target_modules"
+            raise one(ConfigError, "BC103", problem, fix, field="adapter.path")
+        places[parameter.data_ptr()] = name
