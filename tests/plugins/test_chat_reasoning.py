@@ -90,3 +90,11 @@ def test_a_row_that_is_nested_too_deeply_is_its_own_error():
 def test_template_arguments_that_transformers_reads_itself_are_refused():
     _, entry = encode(CHATML, QUESTION, reply("Yes."), kwargs={"continue_final_message": True})
     assert problem(entry) == ("BC023", "chat_template_kwargs")
+
+
+def test_a_mark_that_encloses_the_header_trains_what_follows_the_prompt():
+    template = "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}" + IM
+    template += "{{ m.content }}{{ '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}{% else %}"
+    template += IM + "{{ m.content + '<|im_end|>\\n' }}{% endif %}{% endfor %}" + ASK
+    tokenizer, chats = encode(template, QUESTION, reply("One."), QUESTION, reply("Two."))
+    assert trained(tokenizer, chats) == ["One.<|im_end|>", "Two.<|im_end|>"]
