@@ -13,7 +13,7 @@ from bumblecore_core.run.module import TrainModule
 from bumblecore_core.run.router_loss import router_training
 from bumblecore_core.toolkit.policy import make_policy
 from bumblecore_core.values import Batch, StepOutput
-from tiny_models import ROTARY, SPECIAL_TOKENS
+from tiny_models import ROTARY, SPECIAL_TOKENS, VOCABULARY
 
 EXPERTS, TOP_K = 6, 2
 _SHARED = {**SPECIAL_TOKENS, **ROTARY, "num_experts_per_tok": TOP_K}
@@ -31,8 +31,26 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Olmoe": {**_SHARED, "num_experts": EXPERTS},
     "GptOss": {**_SHARED, "num_local_experts": EXPERTS, "head_dim": 8},
     "Qwen3Next": {**_SHARED, **_QWEN, **_LINEAR},
+    "JetMoe": {**_SHARED, "num_local_experts": EXPERTS, "kv_channels": 8},
+    "MiniMax": {
+        **_SHARED,
+        "num_local_experts": EXPERTS,
+        "head_dim": 8,
+        "block_size": 4,
+        "layer_types": ["linear_attention", "full_attention"],
+    },
+    "Dbrx": {
+        **SPECIAL_TOKENS,
+        "vocab_size": VOCABULARY,
+        "d_model": 32,
+        "n_heads": 4,
+        "n_layers": 2,
+        "max_seq_len": 64,
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": EXPERTS, "moe_top_k": TOP_K},
+    },
 }
-"""Types whose router loss transformers computes."""
+"""Types whose router loss transformers computes. JetMoE has routers in its attention too, DBRX's return logits only."""
 
 
 def make_config(family: str, **changes: Any) -> Any:

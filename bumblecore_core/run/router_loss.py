@@ -16,11 +16,11 @@ from bumblecore_core.toolkit.routers import (
     find_auxiliary_loss,
     find_routers,
     recorded,
+    stated_coefficient,
     transformers_model,
 )
 from bumblecore_core.values import Metric, StepOutput
 
-COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
 FIELD, FEATURE = "model.router_aux_loss", "router auxiliary loss"
 Setting = float | Literal["auto", "off"]
 
@@ -82,8 +82,8 @@ def router_training(model: Any, setting: Setting) -> tuple[RouterTraining | None
             raise _unavailable(f"the model type '{config.model_type}' has no routers that transformers records")
         return None, []
     if auxiliary is None and isinstance(setting, float):
-        raise _unavailable(f"transformers defines no auxiliary loss for the model type '{config.model_type}'")
-    coefficient, why = _decision(config, setting, available=auxiliary is not None)
+        raise _unavailable(f"the auxiliary loss is not available for the model type '{config.model_type}'")
+    coefficient, why = _decision(inner, setting, available=auxiliary is not None)
     training = RouterTraining(
         model_type=config.model_type,
         routers=routers,
@@ -94,21 +94,21 @@ def router_training(model: Any, setting: Setting) -> tuple[RouterTraining | None
     return training, [(FEATURE, why)]
 
 
-def _decision(config: Any, setting: Setting, *, available: bool) -> tuple[float | None, str]:
+def _decision(model: Any, setting: Setting, *, available: bool) -> tuple[float | None, str]:
     """(coefficient, or None where the loss is off; the line for the summary)."""
+    config = model.config.get_text_config()
     if setting == "off":
         return None, f"off ({FIELD})"
     if not available:
-        return None, f"off: transformers defines none for the model type '{config.model_type}'"
+        return None, f"off: not available for the model type '{config.model_type}'"
     if isinstance(setting, float):
         return setting, f"{setting:g} × the load-balancing loss of each micro-batch ({FIELD})"
-    name = next((name for name in COEFFICIENTS if getattr(config, name, None) is not None), None)
-    if name is None:
+    coefficient = stated_coefficient(model)
+    if coefficient is None:
         return None, f"off (config.json has no coefficient); set {FIELD} to one, such as 0.001, to use it"
-    coefficient = float(getattr(config, name))
     if not getattr(config, "output_router_logits", False):
         return None, f"off (config.json: output_router_logits false); set {FIELD} to {coefficient:g} to use it"
-    return coefficient, f"{coefficient:g} × the load-balancing loss of each micro-batch (config.json: {name})"
+    return coefficient, f"{coefficient:g} × the load-balancing loss of each micro-batch (config.json)"
 
 
 def _unavailable(problem: str) -> BumbleError:

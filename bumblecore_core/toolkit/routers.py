@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 RECORDED = "router_logits"
+COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
 PARAMETERS = ["gate_logits", "num_experts", "top_k", "attention_mask"]
 """Of transformers' `load_balancing_loss_func`; a function with other parameters computes something else."""
 
@@ -126,6 +127,12 @@ def experts_per_token(model: Any) -> int | None:
     return _whole_number(model, "num_experts_per_tok")
 
 
+def stated_coefficient(model: Any) -> float | None:
+    """What the model multiplies its auxiliary loss by; None where it does not state it."""
+    values = [_stated(model, name) for name in COEFFICIENTS]
+    return next((float(value) for value in values if isinstance(value, int | float)), None)
+
+
 def _declared(part: Any) -> Iterator[tuple[type[torch.nn.Module], int, str | None]]:
     """(class, position of the logits, part of the module's name or None) of the routers that a model class declares."""
     declared = part.can_record_outputs.get(RECORDED, [])
@@ -157,7 +164,7 @@ def _count(calls: Sequence[tuple[torch.Tensor, torch.Tensor | None]], top_k: int
     count = torch.zeros(first.shape[-1], dtype=torch.int64, device=first.device)
     for logits, selection in calls:
         if selection is None:
-            if top_k is None:
+            if top_k is None or logits.ndim != 2:  # Doge's logits are of product keys, not of experts
                 return None
             selection = logits.detach().topk(top_k, dim=-1).indices
         chosen = selection.flatten().long()
@@ -166,9 +173,17 @@ def _count(calls: Sequence[tuple[torch.Tensor, torch.Tensor | None]], top_k: int
 
 
 def _whole_number(model: Any, name: str) -> int | None:
+    value = _stated(model, name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _stated(model: Any, name: str) -> Any:
     """An attribute of the model, as its own forward reads it, or of its text configuration."""
     for owner in (model, model.config.get_text_config()):
-        value = getattr(owner, name, None)
-        if isinstance(value, int) and not isinstance(value, bool):
+        try:
+            value = getattr(owner, name, None)
+        except RuntimeError:  # transformers, of a value that differs between layers
+            continue
+        if value is not None:
             return value
     return None

@@ -45,6 +45,32 @@ def test_numbers_without_a_dot_are_numbers(load):
     assert run.config.train.max_steps == 1000
 
 
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [("auto", "auto"), ("off", "off"), ('"off"', "off"), ("false", "off"), ("0", 0.0), ("1e-3", 1e-3)],
+)
+def test_the_auxiliary_loss_of_routers(load, written, value):
+    run = load(MINIMAL, f"model.router_aux_loss={written}")
+    assert run.config.model.router_aux_loss == value
+    assert type(run.config.model.router_aux_loss) is type(value)
+    assert run.to_dict()["model"]["router_aux_loss"] == value
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("-0.1", "a value greater than or equal to 0 or 'auto' or 'off', got -0.1"),
+        ("yes", "a number or 'auto' or 'off', got true"),
+        ("some", "a number or 'auto' or 'off', got the text 'some'"),
+        ("null", "a number or 'auto' or 'off', got null"),
+    ],
+)
+def test_a_wrong_coefficient_of_routers(wrong, written, words):
+    (problem,) = wrong(MINIMAL, f"model.router_aux_loss={written}")
+    assert (problem.code, problem.field) == ("BC038", "model.router_aux_loss")
+    assert words in problem.problem
+
+
 def test_formats_of_files(load):
     text = MINIMAL.replace(
         "path: rows.jsonl",

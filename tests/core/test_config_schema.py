@@ -91,6 +91,8 @@ GOOD = [
     "stage: {name: odd, size: 4, label: ab, share: 0.5, inner: {depth: 3}, extra: {a: [1]}}\n",
     "data: {path: [a.json, {path: b.json, format: text, weight: 2}], format: alpaca, eval_split: 0.1}\n",
     "data: {path: {path: b.json, format: {name: auto}}, eval_path: x.json}\nmodel: {path: x, attention: varlen}\n",
+    "model: {path: x, router_aux_loss: 1e-2}\n",
+    "model: {path: x, router_aux_loss: 'off'}\n",
 ]
 BAD = [
     "trian: {}\n",
@@ -113,6 +115,9 @@ BAD = [
     "data: {path: a.json, format: jsn}\n",
     "model: {path: x, attention: varlenn}\n",
     "model: {path: ''}\n",
+    "model: {path: x, router_aux_loss: -1}\n",
+    "model: {path: x, router_aux_loss: always}\n",
+    "model: {path: x, router_aux_loss: true}\n",
     "checkpoint: {max_shard_size: big}\n",
 ]
 

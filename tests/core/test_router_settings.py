@@ -55,7 +55,7 @@ def test_auto_follows_the_configuration():
     training, line = decided(make_config("Mixtral", output_router_logits=True, router_aux_loss_coef=0.02), "auto")
     assert training.auxiliary is not None
     assert training.coefficient == 0.02
-    assert line == "0.02 × the load-balancing loss of each micro-batch (config.json: router_aux_loss_coef)"
+    assert line == "0.02 × the load-balancing loss of each micro-batch (config.json)"
     training, line = decided(make_config("Mixtral"), "auto")
     assert training.auxiliary is None
     assert len(training.routers) == 2
@@ -89,14 +89,14 @@ def refusal(model, setting=0.1):
 def test_a_coefficient_is_refused_where_there_is_nothing_to_balance():
     assert refusal(make_model("qwen3")) == "the model type 'qwen3' has no routers that transformers records"
     deepseek = meta(transformers.DeepseekV3Config(**DEEPSEEK))
-    assert refusal(deepseek) == "transformers defines no auxiliary loss for the model type 'deepseek_v3'"
+    assert refusal(deepseek) == "the auxiliary loss is not available for the model type 'deepseek_v3'"
 
 
 def test_a_type_without_the_loss_says_so():
     config = transformers.DeepseekV3Config(**DEEPSEEK, output_router_logits=True)
     training, line = decided(config, "auto")
     assert training.auxiliary is None
-    assert line == "off: transformers defines none for the model type 'deepseek_v3'"
+    assert line == "off: not available for the model type 'deepseek_v3'"
 
 
 def test_routers_that_are_not_called_as_modules_are_refused():
@@ -113,7 +113,13 @@ def test_the_loss_has_the_experts_and_the_top_k_of_the_model(family):
     loss = find_auxiliary_loss(model)
     assert (loss.experts, loss.top_k) == (EXPERTS, TOP_K)
     assert experts_per_token(model) == TOP_K
-    assert len(find_routers(model)) == 2
+    assert len(find_routers(model)) == (4 if family == "JetMoe" else 2)
+
+
+def test_a_reward_model_has_the_loss_of_its_type():
+    model = transformers.AutoModelForSequenceClassification.from_config(make_config("Mixtral"))
+    training, _ = router_training(model, 0.1)
+    assert (training.auxiliary.experts, training.auxiliary.top_k, len(training.routers)) == (EXPERTS, TOP_K, 2)
 
 
 def test_routers_are_found_behind_an_adapter():
