@@ -34,7 +34,7 @@ from bumblecore_core.run.model import build_model, check_positions, check_vocabu
 from bumblecore_core.run.module import TrainModule
 from bumblecore_core.run.named_files import require_named_files
 from bumblecore_core.run.profiling import PluginTimes, timed
-from bumblecore_core.run.router_loss import router_training
+from bumblecore_core.run.router_loss import require_routers, router_training
 from bumblecore_core.run.stage_factory import StageFactory
 from bumblecore_core.run.template_date import template_date
 from bumblecore_core.run.weights import stored_dtype
@@ -97,6 +97,7 @@ def prepare(
     require_named_files(resolved)
     model_dir = resolve_model_dir(config.model.path)
     model_config = load_config(model_dir, trust_remote_code=config.model.trust_remote_code)
+    require_routers(resolved, model_dir)
     factory = StageFactory(
         stage_name=resolved.stage.record.name,
         options=resolved.stage.options,

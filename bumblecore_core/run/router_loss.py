@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
+from bumblecore_core.config.resolved import ResolvedRun
 from bumblecore_core.errors import BumbleError, ConfigError, one
+from bumblecore_core.run.model import meta_model
 from bumblecore_core.toolkit.routers import (
     AuxiliaryLoss,
     Router,
@@ -92,6 +95,14 @@ def router_training(model: Any, setting: Setting) -> tuple[RouterTraining | None
         coefficient=coefficient or 0.0,
     )
     return training, [(FEATURE, why)]
+
+
+def require_routers(resolved: ResolvedRun, directory: Path) -> None:
+    """Raises `ConfigError` BC100 for a coefficient that the model in `directory` cannot use. Reads no weights."""
+    section = resolved.config.model
+    if isinstance(section.router_aux_loss, float):
+        head, trust = resolved.stage.record.head, section.trust_remote_code
+        router_training(meta_model(directory, trust_remote_code=trust, head=head), section.router_aux_loss)
 
 
 def _decision(model: Any, setting: Setting, *, available: bool) -> tuple[float | None, str]:

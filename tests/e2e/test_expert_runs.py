@@ -163,6 +163,7 @@ def test_the_summary_names_the_coefficient_and_a_plan_refuses_one_without_router
     assert "0.5 × the load-balancing loss of each micro-batch (config.json)" in capsys.readouterr().out
     dense = pretrain_settings(bench)
     dense["model"]["router_aux_loss"] = 0.01
+    dense["data"]["cache_dir"] = str(bench / "untouched")
     for command in ("plan", "run"):
         with pytest.raises(SystemExit) as ended:
             main([command, str(write_config(bench / "dense.yaml", **dense))])
@@ -171,6 +172,7 @@ def test_the_summary_names_the_coefficient_and_a_plan_refuses_one_without_router
         assert "dense.yaml:8 model.router_aux_loss: the model type 'qwen3' has no routers" in said
         assert said.startswith("BC100 ")
         assert len(said.splitlines()) == 1
+    assert not (bench / "untouched").exists()  # it is said before data is tokenized
 
 
 @pytest.mark.slow
