@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bumblecore_core.protocols import Adapter
 
 BUMBLECORE_HOOK_API = 1
-ALL_LINEAR = "all-linear"
+ALL_LINEAR, ALL_EXPERTS = "all-linear", "all-experts"
 INITS = ("default", "gaussian", "orthogonal", "olora", "pissa")
 PISSA_ITERATIONS = re.compile(r"pissa_niter_[1-9]\d{0,3}")
 
@@ -32,6 +32,11 @@ class LoraOptions(Options):
         ALL_LINEAR,
         description="Modules to adapt: a list of names or of endings of names, all-linear (every linear layer but the "
         "output head), or a regular expression that a whole name must match.",
+    )
+    target_parameters: list[str] | Literal["all-experts"] | None = Field(
+        None,
+        description="Parameters to adapt that are no modules: a list of names or of endings of names, or all-experts "
+        "(every fused expert).",
     )
     modules_to_save: list[str] = Field(
         [], description="Modules trained in full and saved with the adapter, such as lm_head; names or endings."
@@ -56,7 +61,7 @@ class LoraOptions(Options):
     @field_validator("target_modules")
     @classmethod
     def _says_something(cls, value: list[str] | str) -> list[str] | str:
-        if not value or (isinstance(value, list) and not all(value)):
+        if value == "" or (isinstance(value, list) and not all(value)):
             raise ValueError("name at least one module")
         if isinstance(value, str):
             try:
@@ -75,10 +80,27 @@ class LoraOptions(Options):
     @model_validator(mode="after")
     def _agree(self) -> LoraOptions:
         if self.path is not None:
-            own = ("rank", "alpha", "target_modules", "modules_to_save", "bias", "use_rslora", "use_dora", "init")
+            own = (
+                "rank",
+                "alpha",
+                "target_modules",
+                "target_parameters",
+                "modules_to_save",
+                "bias",
+                "use_rslora",
+                "use_dora",
+                "init",
+            )
             both = [name for name in own if getattr(self, name) != type(self).model_fields[name].default]
             if both:
                 raise ValueError(f"conflict: path names an adapter that says for itself what is also in {_list(both)}")
+        if not self.target_modules and not self.target_parameters:
+            raise ValueError("name at least one module in target_modules, or parameters in target_parameters")
+        if self.target_parameters is not None:
+            both = [name for name in ("dropout", "use_dora") if getattr(self, name)]
+            both += ["init"] if self.init not in ("default", "gaussian") else []
+            if both:
+                raise ValueError(f"conflict: target_parameters and {_list(both)} cannot be combined")
         if changes_base(self.init):
             both = [name for name in ("dropout", "modules_to_save", "use_dora") if getattr(self, name)]
             if both:

@@ -17,12 +17,17 @@ from bumblecore_core.toolkit.scorers import score_of
 from bumblecore_core.toolkit.shards import whole_shape
 from bumblecore_core.toolkit.tokenizers import resolve_model_dir
 from bumblecore_plugins.adapters import LoraOptions, changes_base
+from bumblecore_plugins.adapters.layers import short_name
+from bumblecore_plugins.adapters.parameters import fused_experts
 from bumblecore_plugins.adapters.residual import NAME, double, take_out_of_base
-from bumblecore_plugins.adapters.targets import check_rank, check_targets, saved_modules
+from bumblecore_plugins.adapters.targets import Targets, check_rank, resolve_targets, saved_modules
 from bumblecore_plugins.adapters.tokens import check_token_rows, token_rows
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+
+LEAST_LEFT_OUT = 0.01  # a share of the parameters
+SHOWN_LEFT_OUT = 4
 
 
 class Lora:
@@ -34,6 +39,7 @@ class Lora:
         self._saved: dict[str, str] = {}  # name in the file by name in the model's state_dict
         self._base_values: dict[str, torch.Tensor] = {}  # of parameters with which the model computes as the base does
         self._residual: dict[str, torch.Tensor] = {}  # A₀ and B₀ by the parameter's name
+        self._left_out = ""
         self._base = Path()
 
     def wrap(
@@ -52,8 +58,14 @@ class Lora:
         return wrapped
 
     def describe(self, *, model: torch.nn.Module) -> tuple[str, Sequence[str]]:
+        from peft.tuners.lora.layer import ParamWrapper
+
         config = _config(model)
-        words = [f"rank {config.r}, alpha {config.lora_alpha:g}, {len(_lora_layers(model))} modules"]
+        layers = _lora_layers(model).values()
+        wrappers = [layer for layer in layers if isinstance(layer, ParamWrapper)]
+        parameters = [layer.parameter_name for layer in wrappers if layer.num_experts > 1]
+        words = [f"rank {config.r}, alpha {config.lora_alpha:g}, {len(layers) - len(parameters)} modules"]
+        words += [f"{len(parameters)} parameters ({', '.join(sorted(set(parameters)))})"] if parameters else []
         words += [f"dropout {config.lora_dropout:g}"] if config.lora_dropout else []
         words += ["scaled by alpha ÷ √rank"] if config.use_rslora else []
         words += ["DoRA"] if config.use_dora else []
@@ -64,6 +76,7 @@ class Lora:
         rows = _token_count(config.trainable_token_indices)
         words += [f"{rows} token embeddings"] if rows else []
         words += [f"from {self._options.path}"] if self._options.path is not None else []
+        words += [self._left_out] if self._left_out else []
         return "; ".join(words), self._warnings
 
     def lr_scale(self, *, name: str) -> float:
@@ -103,13 +116,16 @@ class Lora:
             raise one(ConfigError, "BC039", problem, "Set init to default", field="adapter.init")
         check_rank(model, options.rank)
         saved, unmatched = saved_modules(model, options.modules_to_save)
-        self._warnings += [*check_targets(model, options.target_modules), *unmatched]
+        targets = resolve_targets(model, options)
+        self._warnings += [*targets.warnings, *unmatched]
+        self._left_out = _left_out(model, targets)
         plain = options.init == "default" or changes_base(options.init)
         config = LoraConfig(
             r=options.rank,
             lora_alpha=options.alpha if options.alpha is not None else 2 * options.rank,
             lora_dropout=options.dropout or 0.0,
-            target_modules=options.target_modules,
+            target_modules=targets.modules,
+            target_parameters=targets.parameters or None,
             modules_to_save=saved or None,
             trainable_token_indices=token_rows(model, new_tokens) or None,
             bias=options.bias,
@@ -198,6 +214,18 @@ def _lora_layers(model: Any) -> dict[str, Any]:
     from peft.tuners.lora import LoraLayer
 
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
+def _left_out(model: Any, targets: Targets) -> str:
+    """What `all-linear` does not reach, where that is at least 1 % of the parameters."""
+    total = sum(whole_shape(parameter).numel() for parameter in model.parameters())
+    share = sum(targets.left_out.values()) / max(total, 1)
+    if share < LEAST_LEFT_OUT:
+        return ""
+    names = sorted(targets.left_out, key=lambda name: -targets.left_out[name])
+    shown = ", ".join(names[:SHOWN_LEFT_OUT]) + " …" * (len(names) > SHOWN_LEFT_OUT)
+    experts = "; set target_parameters to all-experts" if set(names) & {*map(short_name, fused_experts(model))} else ""
+    return f"does not reach {share:.0%} of the parameters ({shown}{experts})"
 
 
 def _token_count(indices: Any) -> int:

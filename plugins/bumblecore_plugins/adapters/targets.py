@@ -1,9 +1,13 @@
-"""Which modules an adapter takes: checked before PEFT sees them, so that what does not match is said by name."""
+"""Which modules and parameters an adapter takes: checked before PEFT sees them, so that errors name what is wrong.
+
+`linear_targets` is the one place that decides which layers `all-linear` means.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,20 +16,89 @@ from bumblecore_core import BumbleError, ConfigError, ModelError, one
 from bumblecore_core.toolkit.adapters import slow_pattern
 from bumblecore_core.toolkit.limits import Exceeded, piece
 from bumblecore_core.toolkit.shards import whole_shape
-from bumblecore_plugins.adapters import ALL_LINEAR
+from bumblecore_plugins.adapters import ALL_LINEAR, LoraOptions, changes_base
+from bumblecore_plugins.adapters.layers import is_adaptable, linear_targets, reads_weight, short_name
+from bumblecore_plugins.adapters.parameters import (
+    find_parameters,
+    fused_experts,
+    renamed_by_peft,
+    renames_patterns,
+    suffixes,
+)
 
 TARGETS, SAVED = "adapter.target_modules", "adapter.modules_to_save"
 SHOWN = 12
 
 
-def check_targets(model: Any, targets: Sequence[str] | str) -> list[str]:
-    """Warnings (BC032) for names of a list that match nothing.
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """What an adapter takes, as PEFT's config names it."""
+
+    modules: Sequence[str] | str
+    """For `target_modules`: names or endings of names, or a regular expression for whole names."""
+
+    parameters: Sequence[str]
+    """For `target_parameters`: names or endings of names."""
+
+    left_out: Mapping[str, int]
+    """With `all-linear`: number of values by the short name of each matrix that the adapter does not reach."""
+
+    warnings: Sequence[str]
+
+
+def resolve_targets(model: Any, options: LoraOptions) -> Targets:
+    """The targets that `options` mean in `model`, with warnings (BC032) for names that match nothing.
 
     Raises `ModelError` BC031, with the names that there are, where nothing matches or a module of a kind that LoRA
-    cannot adapt does, BC092 for a regular expression that takes too long, and `ConfigError` BC039 for tied weights.
+    cannot adapt does, BC092 for a regular expression that takes too long, `ConfigError` BC039 for tied weights, and
+    BC103 for layers on which LoRA would have no effect or that PEFT cannot address with these options.
     """
+    found, unmatched = _modules(model, options.target_modules)
+    if changes_base(options.init):
+        found = _decomposable(found, options)
+    parameters, missing = find_parameters(model, options.target_parameters, found)
+    modules = _spelled(model, options.target_modules, found)
+    if renamed := renamed_by_peft(model, found):
+        modules = [name for name in found if name not in renamed]
+        if _allow_parameters(options):
+            parameters = [*parameters, *suffixes(model, [f"{name}.weight" for name in renamed])]
+        elif options.target_modules == ALL_LINEAR:
+            found = {name: module for name, module in found.items() if name not in renamed}
+        else:
+            problem = f"PEFT takes {_quoted(renamed[:1])} for an expert, and adapts it only as a parameter"
+            fix = "Set dropout to 0, use_dora to false and init to default, or name other modules"
+            raise one(ConfigError, "BC103", problem, fix, field=TARGETS)
+    return Targets(
+        modules=modules,
+        parameters=parameters,
+        left_out=_left_out(model, found, parameters) if options.target_modules == ALL_LINEAR else {},
+        warnings=[*unmatched, *missing],
+    )
+
+
+def check_rank(model: Any, rank: int) -> None:
+    """Raises `ConfigError` BC039 for a rank above every dimension of the model's weights: PEFT would ask for memory
+    without a limit, and such an update has no rank that a smaller one has not."""
+    largest = max(max(whole_shape(parameter), default=0) for parameter in model.parameters())
+    if rank > largest:
+        problem = f"the rank {rank} is larger than every dimension of the model's weights ({largest})"
+        raise one(ConfigError, "BC039", problem, "Choose a small one, such as 8", field="adapter.rank")
+
+
+def saved_modules(model: Any, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(whole names of the modules to train in full, warnings BC032). Raises as `resolve_targets` does."""
+    found, unmatched = _by_name(model, names)
+    if names and not found:
+        fix = f"There are, among others: {', '.join(_leaves(model))}"
+        raise one(ModelError, "BC031", f"no module is called {_quoted(names)}", fix, field=SAVED)
+    _refuse_tied(model, found, SAVED)
+    return list(found), [f"BC032 {SAVED}: no module is called {_quoted(unmatched)}"] if unmatched else []
+
+
+def _modules(model: Any, targets: Sequence[str] | str) -> tuple[dict[str, torch.nn.Module], list[str]]:
+    """(modules by name, warnings)."""
     if targets == ALL_LINEAR:
-        return []
+        return linear_targets(model), []
     if isinstance(targets, str):
         pattern = re.compile(targets)
         try:
@@ -39,34 +112,59 @@ def check_targets(model: Any, targets: Sequence[str] | str) -> list[str]:
         unmatched: list[str] = []
     else:
         found, unmatched = _by_name(model, targets)
-        if not found:
+        if targets and not found:
             raise one(ModelError, "BC031", f"no module is called {_quoted(targets)}", _there_are(model), field=TARGETS)
-    odd = [name for name, module in found.items() if not _is_adaptable(module)]
+    odd = [name for name, module in found.items() if not is_adaptable(module)]
     if odd:
         kind = type(found[odd[0]]).__name__
         problem = f"{odd[0]} is a {kind}, which is not a linear layer or an embedding"
         raise one(ModelError, "BC031", problem, _there_are(model), field=TARGETS)
+    without_effect = [name for name in found if reads_weight(model, name)]
+    if without_effect:
+        problem = f"the model reads the weight of {without_effect[0]} itself, so that LoRA on it has no effect"
+        raise one(ConfigError, "BC103", problem, "Leave it out", field=TARGETS)
     _refuse_tied(model, found, TARGETS)
-    return [f"BC032 {TARGETS}: no module is called {_quoted(unmatched)}; {_there_are(model)}"] if unmatched else []
+    return found, [f"BC032 {TARGETS}: no module is called {_quoted(unmatched)}; {_there_are(model)}"] * bool(unmatched)
 
 
-def check_rank(model: Any, rank: int) -> None:
-    """Raises `ConfigError` BC039 for a rank above every dimension of the model's weights: PEFT would ask for memory
-    without a limit, and such an update has no rank that a smaller one has not."""
-    largest = max(max(whole_shape(parameter), default=0) for parameter in model.parameters())
-    if rank > largest:
-        problem = f"the rank {rank} is larger than every dimension of the model's weights ({largest})"
-        raise one(ConfigError, "BC039", problem, "Choose a small one, such as 8", field="adapter.rank")
+def _decomposable(found: Mapping[str, torch.nn.Module], options: LoraOptions) -> dict[str, torch.nn.Module]:
+    """The modules that have a decomposition of the rank. Raises `ConfigError` BC039 for others that are named."""
+    large = {}
+    for name, module in found.items():
+        smallest = min(whole_shape(module.weight))  # type: ignore[arg-type]
+        if smallest >= options.rank:
+            large[name] = module
+        elif options.target_modules != ALL_LINEAR:
+            problem = f"conflict: init {options.init} of rank {options.rank}, and {name} has a dimension of {smallest}"
+            raise one(ConfigError, "BC039", problem, "Leave it out, or lower the rank", field=TARGETS)
+    return large
 
 
-def saved_modules(model: Any, names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(whole names of the modules to train in full, warnings BC032). Raises as `check_targets` does."""
-    found, unmatched = _by_name(model, names)
-    if names and not found:
-        fix = f"There are, among others: {', '.join(_leaves(model))}"
-        raise one(ModelError, "BC031", f"no module is called {_quoted(names)}", fix, field=SAVED)
-    _refuse_tied(model, found, SAVED)
-    return list(found), [f"BC032 {SAVED}: no module is called {_quoted(unmatched)}"] if unmatched else []
+def _spelled(model: Any, targets: Sequence[str] | str, found: Mapping[str, torch.nn.Module]) -> Sequence[str] | str:
+    """What PEFT is given for the modules `found`: as it was written where PEFT understands the same by that."""
+    if isinstance(targets, str):
+        return list(found) if targets == ALL_LINEAR or renames_patterns(model) else targets
+    return [target for target in targets if any(name == target or name.endswith(f".{target}") for name in found)]
+
+
+def _allow_parameters(options: LoraOptions) -> bool:
+    """Whether PEFT adapts parameters with these options."""
+    return not (options.dropout or options.use_dora or changes_base(options.init))
+
+
+def _left_out(model: Any, found: Mapping[str, torch.nn.Module], parameters: Sequence[str]) -> dict[str, int]:
+    """Values by short name of the matrices that are neither adapted nor an embedding or the output head."""
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    sizes: dict[str, int] = {}
+    for name, module in model.named_modules():
+        if name in found or module in ends or isinstance(module, torch.nn.Embedding):
+            continue
+        for own, parameter in module.named_parameters(recurse=False):
+            whole = f"{name}.{own}" if name else own
+            shape = whole_shape(parameter)
+            if len(shape) > 1 and not any(whole == taken or whole.endswith(f".{taken}") for taken in parameters):
+                sizes[short_name(whole)] = sizes.get(short_name(whole), 0) + shape.numel()
+    return sizes
 
 
 def _by_name(model: Any, names: Sequence[str]) -> tuple[dict[str, torch.nn.Module], list[str]]:
@@ -77,12 +175,6 @@ def _by_name(model: Any, names: Sequence[str]) -> tuple[dict[str, torch.nn.Modul
 
 def _matching(model: Any, wanted: Callable[[str], bool]) -> dict[str, torch.nn.Module]:
     return {name: module for name, module in model.named_modules() if name and wanted(name)}
-
-
-def _is_adaptable(module: torch.nn.Module) -> bool:
-    from transformers.pytorch_utils import Conv1D
-
-    return isinstance(module, torch.nn.Linear | torch.nn.Embedding | Conv1D | torch.nn.Conv1d | torch.nn.Conv2d)
 
 
 def _refuse_tied(model: Any, found: dict[str, torch.nn.Module], field: str) -> None:
@@ -111,7 +203,8 @@ def _there_are(model: Any) -> str:
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
     }
-    return f"Linear layers here are called {', '.join(sorted(linear)[:SHOWN])}"
+    experts = "; the experts are parameters: adapter.target_parameters takes them" if fused_experts(model) else ""
+    return f"Linear layers here are called {', '.join(sorted(linear)[:SHOWN])}{experts}"
 
 
 def _leaves(model: Any) -> list[str]:
