@@ -17,7 +17,7 @@ from bumblecore_core.run.weights import stored_dtype
 from bumblecore_core.toolkit.adapters import adapter_chain, fold_in
 from bumblecore_core.toolkit.library_errors import library_message
 from bumblecore_core.toolkit.loaded_weights import check_loaded_weights
-from bumblecore_core.toolkit.model_config import read_model_config
+from bumblecore_core.toolkit.model_config import read_model_config, refuse_encoder
 from bumblecore_core.toolkit.packages import MODEL_LIBRARIES, require_supported
 from bumblecore_core.toolkit.scorers import SCORE_WEIGHT, make_scorer_config, names_scorer, refuse_scorer, score_of
 from bumblecore_core.toolkit.seeds import derive_seed
@@ -30,15 +30,17 @@ LANGUAGE_MODEL_HEADS = {"lm_head.weight", "lm_head.bias", "embed_out.weight"}
 
 def load_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
     """The transformers config of `directory`, or of the base of the adapter in it. Raises `ModelError` BC064, such as
-    for an unknown model type, and BC061 for an adapter whose base is not there; `RunError` BC094 for an unsupported
-    version of a library that loads models."""
+    for an unknown model type or an encoder, and BC061 for an adapter whose base is not there; `RunError` BC094 for an
+    unsupported version of a library that loads models."""
     require_supported(*MODEL_LIBRARIES)
     from transformers import AutoConfig
 
     directory, _ = adapter_chain(directory)
     read_model_config(directory, "model.path")
     with _reported(directory / "config.json"):
-        return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=trust_remote_code)
+    refuse_encoder(config, directory, "model.path")
+    return config
 
 
 def build_model(

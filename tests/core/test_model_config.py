@@ -1,4 +1,4 @@
-"""A config.json that asks for more layers or experts than can be built is refused before transformers reads it."""
+"""What is refused from config.json alone: more layers or experts than can be built, and encoders."""
 
 import json
 
@@ -32,3 +32,31 @@ def test_other_numbers_have_none(tmp_path):
     values = {"num_hidden_layers": 126, "num_experts": 512, "max_window_layers": 10**6, "vocab_size": 10**6}
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert read_model_config(tmp_path, "model.path") == values
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "camembert", "roformer", "rembert"])
+def test_an_encoder_is_refused_and_its_decoder_is_not(tmp_path, kind):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "is_decoder": True}))
+    assert load_config(tmp_path).is_decoder
+    for config in ({"model_type": kind}, {"model_type": kind, "is_decoder": False}):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(
+            ModelError, match=f"BC064 .*config.json model.path: model type {kind} is an encoder"
+        ) as caught:
+            load_config(tmp_path)
+        assert "llama" in caught.value.problems[0].fix
+        assert "is_decoder to true" in caught.value.problems[0].fix
+
+
+@pytest.mark.parametrize("kind", ["bart", "marian", "t5", "whisper"])
+def test_an_encoder_with_a_decoder_is_refused(tmp_path, kind):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(ModelError, match=f"BC064 .*model type {kind} is an encoder with a decoder"):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "llama", "gpt2", "xglm"])
+def test_decoders_are_not_encoders(tmp_path, kind):
+    """GPT-NeoX's config has `is_decoder: false` too."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    assert load_config(tmp_path).model_type == kind
