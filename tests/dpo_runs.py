@@ -10,32 +10,34 @@ import pytest
 
 from bumblecore_core.cli import main
 from resume_runs import bench_of, settings_of
-from workbench import sentence, write_config
+from workbench import EVAL_ROWS, sentence, write_config
 
 ADAPTER = {"name": "lora", "rank": 4}
 
 
 def dpo_bench(directory: Path) -> Path:
-    """The workbench of the tests of resuming, with `pairs.json`."""
+    """The workbench of the tests of resuming, with `pairs.json`, and `eval-pairs.json` of a few."""
     bench = bench_of(directory)
-    pairs = [
-        {
-            "instruction": sentence(i, 3 + i % 5),
-            "input": "",
-            "chosen": sentence(i + 1, 2 + i * 3 % 17),
-            "rejected": sentence(i + 2, 1 + i * 5 % 13),
-        }
-        for i in range(40)
-    ]
-    (bench / "pairs.json").write_text(json.dumps(pairs))
+    (bench / "pairs.json").write_text(json.dumps([_pair(i) for i in range(40)]))
+    (bench / "eval-pairs.json").write_text(json.dumps([_pair(i) for i in range(EVAL_ROWS)]))
     return bench
+
+
+def _pair(i: int) -> dict[str, str]:
+    return {
+        "instruction": sentence(i, 3 + i % 5),
+        "input": "",
+        "chosen": sentence(i + 1, 2 + i * 3 % 17),
+        "rejected": sentence(i + 2, 1 + i * 5 % 13),
+    }
 
 
 def dpo_settings(bench: Path, name: str, **changes: Any) -> dict[str, Any]:
     """A run over the pairs; runs whose names begin alike (up to a dash) share a cache."""
     stage = changes.pop("stage", "dpo")
     settings = {**settings_of(bench, "dpo", name, **changes), "stage": stage}
-    settings["data"] |= {"path": str(bench / "pairs.json"), "eval_path": str(bench / "pairs.json"), "max_length": 96}
+    settings["data"] |= {"path": str(bench / "pairs.json"), "eval_path": str(bench / "eval-pairs.json")}
+    settings["data"]["max_length"] = 96
     settings["data"]["cache_dir"] = str(bench / f"cache-{name.split('-')[0]}")
     return settings
 

@@ -6,6 +6,7 @@ their exit codes to the file that the variable `CODES` names; `run_ranks` starts
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import runpy
@@ -17,19 +18,27 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-CODES = "FORKED_RANKS_CODES"
+from warm_processes import print_to, run_warm
+
+CODES, IMPORTS = "FORKED_RANKS_CODES", "FORKED_RANKS_IMPORTS"
 
 
 def run_ranks(
-    script: Path, *arguments: str, ranks: int, timeout: float, cwd: Path | None = None, codes: Path | None = None
+    script: Path,
+    *arguments: str,
+    ranks: int,
+    timeout: float,
+    cwd: Path | None = None,
+    codes: Path | None = None,
+    imports: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Runs `script` in each rank, forked from a new process: the way for tests, whose worker may have trained before
-    and then has threads that a fork does not copy. `codes`: a file for the ranks' exit codes, as a JSON list."""
-    command = [sys.executable, __file__, str(ranks), str(script), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **({CODES: str(codes)} if codes else {})}
-    return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
-    )
+    and then has threads that a fork does not copy. `codes`: a file for the ranks' exit codes, as a JSON list.
+    `imports`: modules that all ranks need."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", IMPORTS: " ".join(imports)}
+    if codes is not None:
+        environment[CODES] = str(codes)
+    return run_warm(__file__, ranks, script, *arguments, cwd=cwd, environment=environment, timeout=timeout)
 
 
 def fork_ranks(
@@ -56,7 +65,7 @@ def _run(call: Callable[[int], None], rank: int, ranks: int, port: int, output: 
     code = 99
     try:
         if output is not None:
-            _print_to(*output)
+            print_to(*output)
         if ranks > 1:
             os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank))
             os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
@@ -71,12 +80,6 @@ def _run(call: Callable[[int], None], rank: int, ranks: int, port: int, output: 
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-
-
-def _print_to(out: Path, err: Path) -> None:
-    sys.stdout, sys.stderr = out.open("a"), err.open("a")
-    os.dup2(sys.stdout.fileno(), 1)
-    os.dup2(sys.stderr.fileno(), 2)
 
 
 def _wait(children: Sequence[int], limit: float) -> list[int]:
@@ -97,14 +100,8 @@ def _wait(children: Sequence[int], limit: float) -> list[int]:
 
 
 def main(ranks: str, script: str, *arguments: str) -> None:
-    import torch._dynamo  # every optimizer needs it
-    import transformers
-
-    import bumblecore_core.cli
-    import bumblecore_plugins.engines.torch_engine
-
-    for module in (torch._dynamo, transformers, bumblecore_core.cli, bumblecore_plugins.engines.torch_engine):
-        assert module.__name__ in sys.modules
+    for module in ("bumblecore_core.cli", "bumblecore_plugins.engines.torch_engine", *os.environ[IMPORTS].split()):
+        importlib.import_module(module)
     sys.argv = [script, *arguments]
     codes = fork_ranks(lambda rank: runpy.run_path(script, run_name="__main__") and None, int(ranks), limit=900.0)
     if CODES in os.environ:

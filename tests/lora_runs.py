@@ -119,7 +119,7 @@ def settings_of(bench: Path, name: str, case: dict[str, Any], **train: Any) -> d
         bench, name, adapter=case.get("adapter"), max_steps=STEPS, micro_batch_size=2, gradient_accumulation_steps=2
     )
     settings["train"] |= {"eval_steps": 3, **train}
-    settings["data"]["eval_path"] = settings["data"]["path"]
+    settings["data"]["eval_path"] = str(bench / "eval.json")
     settings["model"] |= case.get("model", {})
     settings["checkpoint"] = {"save_steps": 1, "save_total_limit": None}
     return settings

@@ -54,7 +54,7 @@ def settings_of(bench: Path, stage: str, name: str, *, dropout: bool = False, **
     steps = settings["train"]["max_steps"]
     if steps is not None and warmup > steps:  # a run that a test has shortened
         settings["scheduler"] = {**settings["scheduler"], "warmup_steps": settings["train"]["max_steps"]}
-    settings["data"].setdefault("eval_path", str(bench / "text.jsonl" if stage != "sft" else bench / "chat.json"))
+    settings["data"].setdefault("eval_path", str(bench / ("eval.json" if stage == "sft" else "eval.jsonl")))
     return settings
 
 

@@ -10,6 +10,7 @@ import yaml
 
 TEXT = "the cat sat on a mat and saw two red birds fly over the old house by sea while rain fell softly all night"
 WORDS = TEXT.split(" ")
+EVAL_ROWS = 7  # ragged micro-batches of two or four, the last one short; more rows would only take time
 TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}<|im_start|>assistant\n{% generation %}{{ m['content'] }}"
     "<|im_end|>{% endgeneration %}\n{% else %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endif %}"
@@ -85,11 +86,14 @@ def write_config(path: Path, **settings: Any) -> Path:
 
 
 def workbench(directory: Path) -> Path:
-    """`model/` (config and tokenizer), `text.jsonl` and `chat.json` in `directory`."""
+    """`model/` (config and tokenizer), `text.jsonl` and `chat.json` in `directory`, and a few rows for evaluation in
+    `eval.jsonl` and `eval.json`."""
     make_model_config(directory / "model")
     make_tokenizer(directory / "model")
     make_text(directory / "text.jsonl")
     make_chat(directory / "chat.json")
+    make_text(directory / "eval.jsonl", rows=EVAL_ROWS)
+    make_chat(directory / "eval.json", rows=EVAL_ROWS)
     return directory
 
 

@@ -15,20 +15,18 @@ from forked_ranks import run_ranks
 from resume_runs import settings_of
 from workbench import write_config
 
-STEPS = 7
-"""One epoch of forty rows by six, the last window short."""
+STEPS, SAVED = 4, 2
+"""One epoch of the rows by six, the last window short; and the steps after which a checkpoint is saved."""
+ROWS = 22
 METHODS = ("sft", "sft_untied", "sft_packed", "sft_lora", "dpo", "dpo_lora", "dpo_reference")
 """The last: DPO against a reference model of its own, with other weights than the start model's."""
 DRIVER = """
 import gc, json, os, sys
-import torch._dynamo
+import deepspeed
 from bumblecore_core.cli import main
 from bumblecore_plugins.engines.deepspeed_engine import DeepSpeedEngine
-from bumblecore_plugins.engines.deepspeed_library import silent
 from bumblecore_core.run.checkpoint.saver import Saver
 
-with silent():
-    import deepspeed
 gc.freeze()  # DeepSpeed collects garbage at many points: without what imports made that takes no time
 places = {"engine": DeepSpeedEngine, "saver": Saver}
 place, method, rank, call = json.loads(sys.argv[3])
@@ -51,6 +49,8 @@ for arguments in json.loads(sys.argv[1]):
 with open(sys.argv[2] + "." + os.environ["RANK"], "w") as file:
     json.dump(codes, file)
 """
+IMPORTS = ("deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer", "torch._inductor.compile_fx")
+"""What DeepSpeed imports in each rank, which takes seconds."""
 NO_DEATH = ("", "", 0, 0)
 
 
@@ -59,6 +59,9 @@ def zero_bench(directory: Path) -> Path:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     bench = dpo_bench(directory)
+    for name in ("chat", "pairs"):
+        rows = json.loads((bench / f"{name}.json").read_text())
+        (bench / f"few-{name}.json").write_text(json.dumps(rows[:ROWS]))
     config = AutoConfig.from_pretrained(bench / "start" / "final", tie_word_embeddings=False)
     shutil.copytree(bench / "start" / "final", bench / "untied")
     AutoModelForCausalLM.from_config(config).save_pretrained(bench / "untied")
@@ -79,7 +82,7 @@ def zero_settings(bench: Path, method: str, name: str, *, ranks: int, dtype: str
             "micro_batch_size": 3 if packed else 1,
             "gradient_accumulation_steps": accumulated,
         },
-        "checkpoint": {"save_steps": 3},
+        "checkpoint": {"save_steps": SAVED},
         "adapter": {"name": "lora", "rank": 4} if method.endswith("lora") else None,
     }
     if packed:
@@ -87,6 +90,8 @@ def zero_settings(bench: Path, method: str, name: str, *, ranks: int, dtype: str
     make = dpo_settings if method.startswith("dpo") else settings_of
     given = (bench, name) if method.startswith("dpo") else (bench, "sft", name)
     settings = make(*given, **changes)
+    if not packed:  # packed, the rows of the workbench make as many steps
+        settings["data"]["path"] = str(bench / f"few-{'pairs' if method.startswith('dpo') else 'chat'}.json")
     if method == "sft_untied":
         settings["model"]["path"] = str(bench / "untied")
     if method == "dpo_reference":
@@ -111,7 +116,7 @@ def on_ranks(
     """
     (bench / "driver.py").write_text(DRIVER)
     arguments = json.dumps(list(map(list, runs))), str(bench / "codes"), json.dumps(death)
-    done = run_ranks(bench / "driver.py", *arguments, ranks=ranks, timeout=900)
+    done = run_ranks(bench / "driver.py", *arguments, ranks=ranks, timeout=900, imports=IMPORTS)
     if death != NO_DEATH:
         assert done.returncode != 0
         return None

@@ -52,7 +52,8 @@ def test_at_step_0_the_policy_is_its_reference(bench, dtype):
 
 
 def test_the_loss_falls_and_margins_rise(bench):
-    settings = dpo_settings(bench, "falls", train={"max_steps": 30, "eval_steps": 10})
+    settings = dpo_settings(bench, "falls", train={"max_steps": 30, "eval_steps": 30}, checkpoint={"save_steps": None})
+    settings["data"]["eval_path"] = settings["data"]["path"]
     run(bench, settings)
     train = [entry for entry in entries(bench, "falls") if entry["split"] == "train"]
     assert train[-1]["loss"] < 0.9 * train[0]["loss"]

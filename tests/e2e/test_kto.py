@@ -10,7 +10,7 @@ import pytest
 
 from bumblecore_core.cli import main
 from resume_runs import STEPS, bench_of, differences, settings_of
-from workbench import sentence, write_config
+from workbench import EVAL_ROWS, sentence, write_config
 
 
 def row(index):
@@ -25,14 +25,15 @@ def row(index):
 def bench(tmp_path_factory):
     bench = bench_of(tmp_path_factory.mktemp("kto"))
     (bench / "feedback.json").write_text(json.dumps([row(index) for index in range(40)]))
+    (bench / "eval-feedback.json").write_text(json.dumps([row(index) for index in range(EVAL_ROWS)]))
     return bench
 
 
 def kto_settings(bench, name, **changes):
     stage = changes.pop("stage", "kto")
     settings = {**settings_of(bench, "kto", name, **changes), "stage": stage}
-    data = bench / "feedback.json"
-    settings["data"] |= {"path": str(data), "eval_path": str(data), "max_length": 96}
+    settings["data"] |= {"path": str(bench / "feedback.json"), "eval_path": str(bench / "eval-feedback.json")}
+    settings["data"]["max_length"] = 96
     settings["data"]["cache_dir"] = str(bench / f"cache-{name.split('-')[0]}")
     return settings
 

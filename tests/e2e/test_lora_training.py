@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,6 +11,7 @@ from bumblecore_core.run.checkpoint.compare import checkpoint_differences
 from e2e.test_exactness import trained as trained_under
 from lora_runs import STEPS, by_hand, logits_of, lora_bench, lora_settings, run, settings_of
 from resume_runs import differences
+from warm_processes import run_warm
 
 CASES = {
     "plain": {},
@@ -112,8 +111,7 @@ def test_a_process_without_bumblecore_gets_the_same_logits(bench, tmp_path, init
     settings = settings_of(bench, f"foreign-{init}", {"adapter": {"init": init}}, max_steps=2)
     assert run(bench, settings) == 0
     adapter = bench / f"foreign-{init}" / "final"
-    command = [sys.executable, "-c", FOREIGN, str(bench / "base"), str(adapter), str(tmp_path / "logits.pt")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = run_warm("-c", FOREIGN, bench / "base", adapter, tmp_path / "logits.pt")
     assert done.returncode == 0, done.stderr[-2000:]
     found = torch.load(tmp_path / "logits.pt")
     torch.testing.assert_close(found, logits_of(by_hand(bench / "base", adapter)), rtol=1e-5, atol=1e-5)

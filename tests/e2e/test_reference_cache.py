@@ -145,8 +145,15 @@ def test_rows_that_an_earlier_run_left_out_are_asked_about(bench):
         assert losses == pytest.approx([math.log(2)] * len(losses), abs=1e-4)
 
 
+def evaluated_on_its_own_rows(bench, name):
+    """Settings of a run whose cache holds one file of reference figures."""
+    settings = dpo_settings(bench, name, train=SHORT)
+    settings["data"]["eval_path"] = settings["data"]["path"]
+    return settings
+
+
 def test_damaged_figures_are_noticed_and_computed_again(bench, capsys):
-    run(bench, dpo_settings(bench, "harm", train=SHORT))
+    run(bench, evaluated_on_its_own_rows(bench, "harm"))
     capsys.readouterr()
     (file,) = (bench / "cache-harm" / "reference").iterdir()
     intact, generator = file.read_bytes(), random.Random(0)
@@ -158,24 +165,24 @@ def test_damaged_figures_are_noticed_and_computed_again(bench, capsys):
         with pytest.raises(reference_cache.DamagedFigures):
             reference_cache.read_figures(file, ["x"], 40)
     file.write_bytes(harmed[-1])
-    run(bench, dpo_settings(bench, "harm-again", train=SHORT))
+    run(bench, evaluated_on_its_own_rows(bench, "harm-again"))
     said = " ".join(capsys.readouterr().out.split())
     assert "warning BC075 damaged cache files were rebuilt: 1" in said
     assert "no second model" in said
     assert file.read_bytes() == intact
     assert differences(bench / "harm", bench / "harm-again", steps=2) == []
-    run(bench, dpo_settings(bench, "harm-last", train=SHORT))
+    run(bench, evaluated_on_its_own_rows(bench, "harm-last"))
     said = capsys.readouterr().out
     assert "computed by an earlier run" in said
     assert "BC075" not in said
 
 
 def test_a_directory_in_the_place_of_figures_ends_in_one_line(bench, capsys):
-    run(bench, dpo_settings(bench, "blocked", train=SHORT))
+    run(bench, evaluated_on_its_own_rows(bench, "blocked"))
     (file,) = (bench / "cache-blocked" / "reference").iterdir()
     file.unlink()
     file.mkdir()
-    run(bench, dpo_settings(bench, "blocked-again", train=SHORT), code=2)
+    run(bench, evaluated_on_its_own_rows(bench, "blocked-again"), code=2)
     assert "BC042" in capsys.readouterr().err
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 

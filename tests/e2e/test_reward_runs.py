@@ -17,7 +17,7 @@ from dpo_runs import dpo_bench, dpo_settings, entries, run
 from e2e.test_exactness import trained
 from lora_runs import call
 from resume_runs import differences
-from workbench import sft_settings, write_config
+from workbench import EVAL_ROWS, sft_settings, write_config
 
 CENTER = 0.02
 ADAPTER = {"name": "lora", "rank": 4}
@@ -166,16 +166,16 @@ def test_the_saved_model_scores_as_the_run_did(bench, model):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    texts = conversations(bench, tokenizer, count=40)
+    texts = conversations(bench, tokenizer, count=EVAL_ROWS)
     with torch.no_grad():
         alone = torch.stack(
             [loaded(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits[0, 0] for text in texts]
         )
-    torch.testing.assert_close(scores, alone[: len(scores)], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(scores[: len(alone)], alone, rtol=1e-4, atol=1e-5)
     chosen, rejected = alone.view(-1, 2).unbind(1)  # the evaluation's rows, after the last step
     last = entries(bench, "whole", "eval")[-1]
     assert float(chosen.mean()) == pytest.approx(last["rewards/chosen"], abs=1e-5)
-    assert int((chosen > rejected).sum()) == round(40 * last["rewards/accuracies"])
+    assert int((chosen > rejected).sum()) == round(EVAL_ROWS * last["rewards/accuracies"])
 
 
 @pytest.mark.parametrize("name", ["whole", "lora"])

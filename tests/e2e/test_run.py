@@ -1,8 +1,6 @@
 """`bumble run` and `bumble plan` as a user meets them."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ import yaml
 from safetensors.torch import load_file
 
 from bumblecore_core.cli import main
+from warm_processes import run_warm
 from workbench import make_model_config, pretrain_settings, sft_settings, workbench, write_config
 
 
@@ -72,8 +71,7 @@ def test_the_final_model_loads_without_us(bench, pretrained):
         "k = t.AutoTokenizer.from_pretrained(sys.argv[1]); assert k.chat_template;"
         "assert not any(n.startswith('bumblecore') for n in sys.modules); print(m.num_parameters())"
     )
-    command = [sys.executable, "-c", code, str(bench / "pretrain" / "final")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_warm("-c", code, bench / "pretrain" / "final")
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == sum(w.numel() for w in load_file(bench / "pretrain/final/model.safetensors").values())
 

@@ -27,7 +27,10 @@ def bench(made, tmp_path):
 
 
 def settings(bench, **changes):
-    return settings_of(bench, "sft", "out", **{"train": TRAIN, "checkpoint": {"save_steps": 2}, **changes})
+    """Of a run that is evaluated on the rows that it trains on."""
+    config = settings_of(bench, "sft", "out", **{"train": TRAIN, "checkpoint": {"save_steps": 2}, **changes})
+    config["data"]["eval_path"] = config["data"]["path"]
+    return config
 
 
 def moved(bench, config):

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,9 +13,9 @@ from bumblecore_core.cli.launched import told_to_launcher
 from bumblecore_core.run.checkpoint.manifest import faults
 from bumblecore_core.run.interrupts import SIGNALS, EarlyInterrupts, Interrupted, Interrupts, interrupted_by
 from bumblecore_core.run.loggers import Loggers
+from warm_processes import WarmProcess, run_warm
 from workbench import pretrain_settings, workbench, write_config
 
-GRACE = 120.0  # seconds that a run has from the signal to its end, on a loaded machine too
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
@@ -27,18 +25,13 @@ def config(tmp_path):
     return write_config(tmp_path / "run.yaml", **settings)
 
 
-def started(config: Path, *launch: str) -> subprocess.Popen:
+def started(config: Path, *launch: str) -> WarmProcess:
     """A run in a process of its own that has done some steps."""
-    command = [sys.executable, *launch, "-m", "bumblecore_core", "run", str(config)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = WarmProcess(*launch, "-m", "bumblecore_core", "run", config, environment=environment)
     metrics = config.parent / "pretrain" / "metrics.json"
-    for _ in range(600):
-        if metrics.exists() and len(json.loads(metrics.read_text())) > 3:
-            return process
-        time.sleep(0.1)
-    process.kill()
-    raise AssertionError(process.communicate()[1])
+    process.wait_for(lambda: metrics.exists() and len(json.loads(metrics.read_text())) > 3)
+    return process
 
 
 def saved(config: Path) -> int:
@@ -52,11 +45,11 @@ def saved(config: Path) -> int:
 def test_a_signal_saves_and_ends_the_run(config, number):
     process = started(config)
     process.send_signal(number)
-    out, err = process.communicate(timeout=GRACE)
-    assert process.returncode == 128 + number
-    assert f"{signal.Signals(number).name}: saving a checkpoint, then stopping" in err
-    assert f"interrupted by {signal.Signals(number).name}: {saved(config):,} steps" in out
-    assert "Traceback" not in err
+    done = process.end()
+    assert done.returncode == 128 + number
+    assert f"{signal.Signals(number).name}: saving a checkpoint, then stopping" in done.stderr
+    assert f"interrupted by {signal.Signals(number).name}: {saved(config):,} steps" in done.stdout
+    assert "Traceback" not in done.stderr
     assert (config.parent / "pretrain" / "metrics.json").read_text().count('"train"') == saved(config)
 
 
@@ -125,8 +118,7 @@ def test_a_rank_ends_whose_launcher_died_before_it_could_look(monkeypatch, tmp_p
 def test_a_signal_to_the_launcher_saves_the_state_of_both_ranks(config, number):
     process = started(config, *TORCHRUN)
     process.send_signal(number)
-    process.communicate(timeout=GRACE + 30)
-    assert process.returncode != 0
+    assert process.end().returncode != 0
     step = saved(config)
     assert {path.name for path in (config.parent / "pretrain" / f"checkpoint-{step}" / "state").glob("rank-*")} == {
         "rank-0",
@@ -135,18 +127,12 @@ def test_a_signal_to_the_launcher_saves_the_state_of_both_ranks(config, number):
 
 
 def test_a_signal_while_the_run_is_prepared_ends_it_without_a_traceback(config):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bumblecore_core", "run", str(config)], stderr=subprocess.PIPE, text=True
-    )
-    while not (config.parent / "pretrain" / ".lock").exists() and process.poll() is None:
-        time.sleep(0.01)
+    process = WarmProcess("-m", "bumblecore_core", "run", config)
+    process.wait_for((config.parent / "pretrain" / ".lock").exists)
     process.send_signal(signal.SIGINT)
-    try:
-        _, err = process.communicate(timeout=GRACE)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert "Traceback" not in err
+    done = process.end()
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
 
 
 LOST = """
@@ -177,18 +163,8 @@ def bumble_loggers():
 
 def test_an_interrupt_that_python_loses_ends_the_run_before_its_first_step(config):
     (config.parent / "loses_one.py").write_text(LOST)
-    command = [
-        sys.executable,
-        "-m",
-        "bumblecore_core",
-        "-p",
-        "loses_one",
-        "run",
-        str(config),
-        "--set",
-        "loggers=[loses]",
-    ]
-    ended = subprocess.run(command, cwd=config.parent, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    arguments = ("-p", "loses_one", "run", config, "--set", "loggers=[loses]")
+    ended = run_warm("-m", "bumblecore_core", *arguments, cwd=config.parent)
     assert "Exception ignored in" in ended.stderr
     assert ended.returncode == 130
     assert not list((config.parent / "pretrain").glob("checkpoint-*"))

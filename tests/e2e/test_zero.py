@@ -1,8 +1,6 @@
 """ZeRO 0 to 3 on two gloo ranks train as one process with the engine `torch` does, and resume bit for bit."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -10,7 +8,8 @@ from safetensors.torch import load_file
 
 from bumblecore_core.run.checkpoint.compare import checkpoint_differences, history_differences
 from resume_runs import run
-from zero_runs import METHODS, STEPS, losses, on_ranks, written, zero_bench, zero_settings
+from warm_processes import run_warm
+from zero_runs import METHODS, SAVED, STEPS, losses, on_ranks, written, zero_bench, zero_settings
 
 FAST = {("sft", 3), ("dpo_lora", 3)}
 SLOW = {("sft", 2), ("sft_packed", 1), ("sft_untied", 3), ("dpo_reference", 3)}
@@ -56,7 +55,7 @@ def trained(bench, cases, dtype="fp32"):
         )
         resumed = zero_settings(bench, method, f"{name}_resumed", ranks=2, dtype=dtype)
         again = written(bench, resumed, name="deepspeed", zero_stage=stage)
-        runs += [["run", config], ["run", again, "--resume", str(bench / name / "checkpoint-3")]]
+        runs += [["run", config], ["run", again, "--resume", str(bench / name / f"checkpoint-{SAVED}")]]
     assert on_ranks(bench, runs) == [[0] * len(runs)] * 2
     return cases
 
@@ -115,7 +114,7 @@ def test_other_methods_train_and_resume_on_two_ranks(bench, slow, method, stage)
 
 
 def test_a_checkpoint_goes_on_under_another_stage_and_number_of_ranks(bench, fast):
-    start = str(bench / "z3_sft_fp32" / "checkpoint-3")
+    start = str(bench / "z3_sft_fp32" / f"checkpoint-{SAVED}")
     for stage in (1, 3):
         settings = zero_settings(bench, "sft", f"one_{stage}", ranks=1)
         settings["engine"] = {"name": "deepspeed", "zero_stage": stage, "timeout_seconds": 60}
@@ -128,7 +127,7 @@ def test_a_checkpoint_of_the_other_engine_is_refused_in_words(bench, fast, capsy
     other = "z3_sft_fp32" if engine == "torch" else "torch_sft_fp32"
     settings = zero_settings(bench, "sft", f"other_{engine}", ranks=1)
     settings["engine"] = engine
-    assert run(bench, settings, "--resume", str(bench / other / "checkpoint-3"), "--allow", "engine") == 2
+    assert run(bench, settings, "--resume", str(bench / other / f"checkpoint-{SAVED}"), "--allow", "engine") == 2
     told = capsys.readouterr().err
     assert "BC049" in told
     assert "another engine" in told
@@ -150,8 +149,7 @@ def test_the_files_load_in_a_process_that_knows_nothing_of_this_project(bench, f
     )
     assert adapters
     assert models
-    command = [sys.executable, "-c", FOREIGN, str(bench / "start" / "final"), json.dumps(adapters), json.dumps(models)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = run_warm("-c", FOREIGN, bench / "start" / "final", json.dumps(adapters), json.dumps(models))
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     for _, own, expected in pairs:
