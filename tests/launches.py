@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-LIMIT = 60.0  # seconds in which a failure of one rank has ended all
+LIMIT = 300.0  # seconds in which a failure of one rank has ended all: a safety net on a loaded machine
 
 
 def wait_for(there: Callable[[], bool], process: subprocess.Popen, seconds: float = LIMIT) -> None:
@@ -25,6 +25,13 @@ def ranks_of(process: subprocess.Popen) -> dict[int, int]:
         environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
         found |= {int(entry[5:]): int(child) for entry in environment if entry.startswith(b"RANK=")}
     return found
+
+
+def signal_arrived(pid: int, number: int) -> bool:
+    """Whether a signal waits for a process that is stopped."""
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    pending = next(line for line in status if line.startswith("ShdPnd:"))
+    return bool(int(pending.split()[1], 16) & (1 << (number - 1)))
 
 
 def nobody_left(pids: Iterable[int]) -> bool:
