@@ -191,7 +191,7 @@ CODES: dict[str, str] = {
     "BC062": "a data format cannot be told",
     "BC063": "data of a kind that the stage does not read",
     "BC064": "a model cannot be loaded",
-    "BC065": "a model leaks attention across documents",
+    "BC065": "a model lets a token see later ones or other documents",
     "BC066": "rows were dropped or truncated",
     "BC067": "a distributed launch is wrong",
     "BC068": "a config file is not valid YAML",

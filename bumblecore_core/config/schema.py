@@ -66,7 +66,9 @@ class ModelSection(Section):
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, about a third more compute."
     )
-    attention: str = Field("auto", description="An attention plugin's name, or auto: the best one that the device has.")
+    attention: str = Field(
+        "auto", description="An attention plugin's name, or auto: the best that is exact for the model."
+    )
     router_aux_loss: Annotated[
         Annotated[float, Field(ge=0)] | Literal["auto", "off"], BeforeValidator(_switched_off)
     ] = Field(

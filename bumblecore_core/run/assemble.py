@@ -20,11 +20,12 @@ from bumblecore_core.protocols import Adapter, Engine, Stage
 from bumblecore_core.registry import PluginSwitches, Registry
 from bumblecore_core.run.adapt import adapted, described, lr_scales, require_trained_base
 from bumblecore_core.run.agree import on_all_ranks
-from bumblecore_core.run.attention import select_attention
+from bumblecore_core.run.attention_of_run import chosen_attention, shares_prefixes, single_document
+from bumblecore_core.run.attention_proof import require_proof
 from bumblecore_core.run.blame import Plugin, breach
-from bumblecore_core.run.build import attention_records, build, build_optimizer, build_scheduler, try_schedule
+from bumblecore_core.run.build import build, build_optimizer, build_scheduler, try_schedule
 from bumblecore_core.run.data.loader import collate
-from bumblecore_core.run.data.of_run import Shards, evaluation_warnings, may_share_prefixes, plan_of
+from bumblecore_core.run.data.of_run import Shards, evaluation_warnings, plan_of
 from bumblecore_core.run.data.plan import BatchPlan, MicroBatch
 from bumblecore_core.run.data.split import split_eval
 from bumblecore_core.run.groups import parameter_groups
@@ -158,10 +159,12 @@ def assemble(
     """Model, adapter, policy, loss, optimizer and schedule, wrapped by the engine. `checkpoint`: take the weights from
     there, in a dtype that holds both its files and the start model's: neither is rounded."""
     resolved, config = prepared.resolved, prepared.resolved.config
-    implementation, attention = chosen_attention(prepared, registry, engine)
+    attention = chosen_attention(prepared, registry, engine)
     adapter: Adapter | None = build(resolved.adapter) if resolved.adapter is not None else None
     model = on_all_ranks(
-        engine, lambda: _build(prepared, engine, adapter, implementation, checkpoint), "loading the model"
+        engine,
+        lambda: _build(prepared, engine, adapter, attention.implementation, checkpoint),
+        "loading the model",
     )
     about, warnings = described(resolved, adapter, model)
     routers, about_routers = router_training(model, config.model.router_aux_loss)
@@ -195,14 +198,15 @@ def assemble(
     if len(made) < 2:
         wants = "`prepare` calls make_optimizer, then make_scheduler"
         raise breach(Plugin.of(resolved.engine.record), "prepared a run without an optimizer or a schedule", wants)
-    share = may_share_prefixes(prepared.stage, prepared.store, prepared.eval_store)
-    single_document = config.train.micro_batch_size == 1 and not config.data.packing and not share
-    module.policy = engine.call(lambda: make_policy(model, single_document=single_document, share_prefixes=share))
+    single, share = single_document(prepared), shares_prefixes(prepared) and attention.against_sharing is None
+    module.policy = engine.call(lambda: make_policy(model, single_document=single, share_prefixes=share))
+    if not attention.proven:
+        engine.call(lambda: require_proof(module.policy, several_documents=not single))
     features = (
         ("adapter", about),
         ("loss", resolved.loss.name),
         *about_routers,
-        ("attention", "; ".join(attention)),
+        *attention.features,
         *module.policy.features,
         ("gradient checkpointing", "on" if config.model.gradient_checkpointing else "off"),
         ("packing", "on" if config.data.packing else "off (still no padding: documents are concatenated)"),
@@ -271,12 +275,6 @@ def load_start_model(prepared: Prepared, directory: Path, engine: Engine, *, att
     if with_adapter and resolved.adapter is not None:
         return adapted(resolved, build(resolved.adapter), model, base=directory)
     return model
-
-
-def chosen_attention(prepared: Prepared, registry: Registry, engine: Engine) -> tuple[str, list[str]]:
-    """(implementation's name for transformers, lines for the summary) of what the config asks for on this device."""
-    name = prepared.resolved.config.model.attention
-    return select_attention(attention_records(registry), name, device=engine.device, dtype=engine.dtype)
 
 
 def evaluation_batches(prepared: Prepared, rank: int) -> Callable[[], Iterator[tuple[MicroBatch, Batch]]] | None:

@@ -1,8 +1,9 @@
-"""Choice of the attention implementation, and its registration with transformers."""
+"""The attention implementations that can serve a run, and their registration with transformers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -18,32 +19,45 @@ if TYPE_CHECKING:
 PREFIX = "bumble_"
 
 
-def select_attention(
-    records: Sequence[AttentionRecord], name: str, *, device: torch.device, dtype: torch.dtype
-) -> tuple[str, list[str]]:
-    """(implementation name for transformers, lines for the summary) of the attention called `name`.
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """An attention that may serve a run."""
 
-    `auto` takes the record of the highest priority that runs on `device` in `dtype`; the lines then say what was chosen
-    and why each better one was not. An implementation with functions of its own is registered as `bumble_<name>`.
-    Raises `PluginError` BC056 for an unknown name and `ConfigError` BC039 where nothing runs there.
+    record: AttentionRecord
+    unsupported: str | None
+    """Why it cannot run on the run's device in its dtype, or None."""
+
+
+def candidates(
+    records: Sequence[AttentionRecord], name: str, *, device: torch.device, dtype: torch.dtype
+) -> list[Candidate]:
+    """The attention called `name`, or for `auto` all of them, the highest priority first.
+
+    Raises `PluginError` BC056 for an unknown name and `ConfigError` BC039 where none runs on `device` in `dtype`.
     """
-    lines: list[str] = []
-    for record in _candidates(records, name):
-        plugin = Plugin.of(record)
-        with blamed(plugin):
-            reason = record.unsupported(device=device, dtype=dtype)
-        check_unsupported(plugin, reason)
-        if reason is None:
-            return _register(record), [record.name, *lines]
-        lines.append(f"not {record.name}: {reason}")
+    found = [
+        Candidate(record=record, unsupported=unsupported(record, device, dtype)) for record in _named(records, name)
+    ]
+    if any(candidate.unsupported is None for candidate in found):
+        return found
+    reasons = "; ".join(f"not {candidate.record.name}: {candidate.unsupported}" for candidate in found)
     where = f"on {device.type} in {str(dtype).removeprefix('torch.')}"
-    problem = f"attention {name} cannot run {where} ({'; '.join(lines) or 'no attention plugin is installed'})"
+    problem = f"attention {name} cannot run {where} ({reasons or 'no attention plugin is installed'})"
     raise one(
         ConfigError, "BC039", problem, "Set model.attention to auto, or change model.dtype", field="model.attention"
     )
 
 
-def _candidates(records: Sequence[AttentionRecord], name: str) -> list[AttentionRecord]:
+def unsupported(record: AttentionRecord, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why an attention cannot run on `device` in `dtype`, or None where it can."""
+    plugin = Plugin.of(record)
+    with blamed(plugin):
+        reason = record.unsupported(device=device, dtype=dtype)
+    check_unsupported(plugin, reason)
+    return reason
+
+
+def _named(records: Sequence[AttentionRecord], name: str) -> list[AttentionRecord]:
     if name == "auto":
         return sorted(records, key=lambda record: (-record.priority, record.name))
     named = [record for record in records if record.name == name]
@@ -59,7 +73,8 @@ def _candidates(records: Sequence[AttentionRecord], name: str) -> list[Attention
     return named
 
 
-def _register(record: AttentionRecord) -> str:
+def register(record: AttentionRecord) -> str:
+    """The name under which transformers finds an attention; one with functions of its own becomes `bumble_<name>`."""
     plugin = Plugin.of(record)
     with blamed(plugin):
         functions = record.load()

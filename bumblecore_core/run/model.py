@@ -19,6 +19,7 @@ from bumblecore_core.toolkit.library_errors import library_message
 from bumblecore_core.toolkit.loaded_weights import check_loaded_weights
 from bumblecore_core.toolkit.model_config import read_model_config, refuse_encoder
 from bumblecore_core.toolkit.packages import MODEL_LIBRARIES, require_supported
+from bumblecore_core.toolkit.quiet import quiet_transformers
 from bumblecore_core.toolkit.scorers import SCORE_WEIGHT, make_scorer_config, names_scorer, refuse_scorer, score_of
 from bumblecore_core.toolkit.seeds import derive_seed
 from bumblecore_core.toolkit.shards import whole_shape
@@ -244,21 +245,13 @@ def _enable_checkpointing(model: Any) -> None:
 @contextmanager
 def _reported(place: Path) -> Iterator[None]:
     """Quiets transformers (its load report is ours to give) and turns whatever it raises into a `ModelError` BC064."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    except BumbleError:
-        raise
-    except Exception as error:
-        raise _unloadable(error, place) from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+    with quiet_transformers():
+        try:
+            yield
+        except BumbleError:
+            raise
+        except Exception as error:
+            raise _unloadable(error, place) from error
 
 
 def _unloadable(error: Exception, place: Path) -> BumbleError:

@@ -12,8 +12,8 @@ from bumblecore_core.protocols import Adapter
 from bumblecore_core.registry import PluginSwitches, Registry
 from bumblecore_core.run.adapt import adapted, described
 from bumblecore_core.run.assemble import Prepared, prepare
-from bumblecore_core.run.attention import select_attention
-from bumblecore_core.run.build import attention_records, build, build_engine
+from bumblecore_core.run.attention_of_run import chosen_attention
+from bumblecore_core.run.build import build, build_engine
 from bumblecore_core.run.facts import memory_facts, parameter_facts
 from bumblecore_core.run.info import prepared_facts
 from bumblecore_core.run.memory import placement_of
@@ -30,9 +30,7 @@ def plan_run(resolved: ResolvedRun, registry: Registry, switches: PluginSwitches
     engine = build_engine(resolved, registry)
     try:
         prepared = prepare(resolved, registry, switches, world_size=devices, progress=True, since=since)
-        _, attention = select_attention(
-            attention_records(registry), config.model.attention, device=engine.device, dtype=engine.dtype
-        )
+        attention = chosen_attention(prepared, registry, engine)
         model, about, warnings = _planned_model(prepared)
         _, about_routers = router_training(model, config.model.router_aux_loss)
         counts = parameter_counts(model)
@@ -61,7 +59,7 @@ def plan_run(resolved: ResolvedRun, registry: Registry, switches: PluginSwitches
                 ("adapter", about),
                 ("loss", resolved.loss.record.name),
                 *about_routers,
-                ("attention", "; ".join(attention)),
+                *attention.features,
                 *engine.features(),
             ],
             sample=prepared.stage.preview(example=prepared.store.example(int(prepared.rows[0]))),

@@ -20,11 +20,12 @@ from bumblecore_core.errors import CODES, ConfigError, one
 from bumblecore_core.protocols import Engine, Reference
 from bumblecore_core.registry import Registry
 from bumblecore_core.run.agree import on_all_ranks
-from bumblecore_core.run.assemble import Assembled, Prepared, chosen_attention, load_start_model
+from bumblecore_core.run.assemble import Assembled, Prepared, load_start_model
+from bumblecore_core.run.attention_of_run import chosen_attention, shares_prefixes
 from bumblecore_core.run.blame import Plugin
 from bumblecore_core.run.data.fingerprint import cache_dir_of
 from bumblecore_core.run.data.loader import collate
-from bumblecore_core.run.data.of_run import may_share_prefixes
+from bumblecore_core.run.model import load_config
 from bumblecore_core.run.model_fingerprint import code_and_config, named_weights, weights_fingerprint
 from bumblecore_core.run.module import TrainModule
 from bumblecore_core.run.reference_cache import (
@@ -106,7 +107,7 @@ def wanted_reference(prepared: Prepared, registry: Registry, engine: Engine) -> 
         reference.model if reference.model in (START, BASE) else "",
         None if starts is None else [starts.name, starts.options.model_dump(mode="json"), resolved.config.train.seed],
         code_and_config(directory, trust_remote_code=resolved.config.model.trust_remote_code),
-        chosen_attention(prepared, registry, engine)[0],
+        _attention(prepared, registry, engine, directory),
         circumstances(prepared, engine),
     ]
     files = {
@@ -135,8 +136,16 @@ def ask_before_training(
         return f"{wanted.words}, computed by an earlier run", warnings
     if not wanted.another_model and not (resuming and wanted.reference.model == START):
         return None, warnings
-    attention, _ = chosen_attention(prepared, registry, engine)
+    attention = _attention(prepared, registry, engine, wanted.model_dir)
     return f"{wanted.words}, computed in {_ask_another(wanted, prepared, engine, attention):.1f} s and freed", warnings
+
+
+def _attention(prepared: Prepared, registry: Registry, engine: Engine, directory: Path) -> str:
+    """The attention of the reference model in `directory`, as transformers calls it."""
+    config = None
+    if directory != prepared.model_dir:
+        config = load_config(directory, trust_remote_code=prepared.resolved.config.model.trust_remote_code)
+    return chosen_attention(prepared, registry, engine, model_config=config).implementation
 
 
 def ask_what_is_trained(wanted: Wanted, prepared: Prepared, assembled: Assembled, engine: Engine) -> str:
@@ -180,8 +189,8 @@ def _ask_another(wanted: Wanted, prepared: Prepared, engine: Engine, attention: 
         used_outside=head_parameters(model),
     )
     call = engine.frozen(module=module)
-    shares = may_share_prefixes(prepared.stage, prepared.store, prepared.eval_store)
-    module.policy = call(lambda: make_policy(model, share_prefixes=shares))
+    share = shares_prefixes(prepared)
+    module.policy = call(lambda: make_policy(model, share_prefixes=share))
     module.asks = REFERENCE_STEP
 
     def ask(batch: Batch) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from bumblecore_core import AttentionFunctions, AttentionRecord, BumbleError
-from bumblecore_core.run.attention import select_attention
+from bumblecore_core.run.attention import candidates, register
 from bumblecore_core.run.groups import parameter_groups
 from bumblecore_core.run.model import build_model, load_config
 
@@ -55,22 +55,27 @@ def attention(name, priority=0, reason=None, functions=None) -> AttentionRecord:
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
 
 
-def test_auto_takes_the_best_attention_that_runs_and_says_why_not_the_better():
+def test_auto_tries_the_attention_of_the_highest_priority_first():
     records = [attention("plain"), attention("best", 9, "needs CUDA"), attention("good", 5)]
-    assert select_attention(records, "auto", **CPU) == ("good", ["good", "not best: needs CUDA"])
-    assert select_attention(records, "plain", **CPU) == ("plain", ["plain"])
+    found = candidates(records, "auto", **CPU)
+    assert [(each.record.name, each.unsupported) for each in found] == [
+        ("best", "needs CUDA"),
+        ("good", None),
+        ("plain", None),
+    ]
+    assert [each.record.name for each in candidates(records, "plain", **CPU)] == ["plain"]
 
 
 @pytest.mark.parametrize(("name", "code", "words"), [("best", "BC039", "needs CUDA"), ("god", "BC056", "'good'")])
 def test_an_attention_that_is_unknown_or_cannot_run(name, code, words):
     with pytest.raises(BumbleError, match=words) as caught:
-        select_attention([attention("best", 9, "needs CUDA"), attention("good")], name, **CPU)
+        candidates([attention("best", 9, "needs CUDA"), attention("good")], name, **CPU)
     assert (caught.value.problems[0].code, caught.value.problems[0].field) == (code, "model.attention")
 
 
 def test_no_attention_that_runs_lists_every_reason():
     with pytest.raises(BumbleError, match="not a: one; not b: two"):
-        select_attention([attention("a", 1, "one"), attention("b", 0, "two")], "auto", **CPU)
+        candidates([attention("a", 1, "one"), attention("b", 0, "two")], "auto", **CPU)
 
 
 def test_an_attention_of_our_own_is_called_by_the_model_and_not_saved(tied, tmp_path):
@@ -83,7 +88,7 @@ def test_an_attention_of_our_own_is_called_by_the_model_and_not_saved(tied, tmp_
         return sdpa_attention_forward(module, query, key, value, attention_mask, is_causal=True, **kwargs)
 
     functions = AttentionFunctions(forward=forward, mask=lambda *args, **kwargs: masks.append(1))
-    name, _ = select_attention([attention("counting", functions=functions)], "auto", **CPU)
+    name = register(attention("counting", functions=functions))
     assert name == "bumble_counting"
     for from_config in (True, False):
         calls.clear()

@@ -12,6 +12,7 @@ import torch
 from bumblecore_core.errors import RunError
 from bumblecore_core.protocols import Reference
 from bumblecore_core.run import reference as reference_module
+from bumblecore_core.run.attention_choice import AttentionChoice
 from bumblecore_core.run.reference import BASE, START, Wanted, ask_before_training
 from bumblecore_core.run.reference_cache import DamagedFigures, read_figures, write_figures
 from core.reference_runs import COLUMNS, Store, make_engine, make_plan, make_prepared, on_two_ranks
@@ -143,7 +144,10 @@ def test_figures_that_one_rank_lacks_are_computed_by_all(tmp_path):
 def asking(tmp_path, monkeypatch):
     """What is asked before training: words, warnings, and whether a second model was loaded."""
     loaded = []
-    monkeypatch.setattr(reference_module, "chosen_attention", lambda *_: ("sdpa", []))
+    monkeypatch.setattr(
+        reference_module, "chosen_attention", lambda *_, **__: AttentionChoice(name="sdpa", implementation="sdpa")
+    )
+    monkeypatch.setattr(reference_module, "load_config", lambda *_, **__: None)
     monkeypatch.setattr(reference_module, "_ask_another", lambda *_: loaded.append(None) or 1.5)
     prepared = make_prepared(tmp_path)
 

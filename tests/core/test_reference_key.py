@@ -12,6 +12,7 @@ import torch
 
 from bumblecore_core.run import reference as reference_module
 from bumblecore_core.run import reference_cache
+from bumblecore_core.run.attention_choice import AttentionChoice
 from bumblecore_core.run.reference import wanted_reference
 from core.reference_runs import Store, make_engine, make_plan, make_prepared, selected
 
@@ -25,10 +26,15 @@ def key(tmp_path, monkeypatch):
         lambda directory, cache: hashlib.sha256(directory.name.encode()).hexdigest(),
     )
     monkeypatch.setattr(reference_module, "resolve_model_dir", lambda name, field: Path(name))
+    monkeypatch.setattr(reference_module, "load_config", lambda *_, **__: None)
 
     def names(*, attention="sdpa", code="code", named="weights", ranks=None, **changes):
         with monkeypatch.context() as patch:
-            patch.setattr(reference_module, "chosen_attention", lambda *_: (attention, []))
+            patch.setattr(
+                reference_module,
+                "chosen_attention",
+                lambda *_, **__: AttentionChoice(name=attention, implementation=attention),
+            )
             patch.setattr(
                 reference_module, "named_weights", lambda options, cache: {"path": named} if options["path"] else {}
             )

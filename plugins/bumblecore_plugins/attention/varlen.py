@@ -100,7 +100,7 @@ def varlen_mask(
         raise _refused("the model changes the causal mask by a function of its own")
     chunk = getattr(config, "attention_chunk_size", None)
     if chunk is not None and kv_length > chunk:
-        raise _refused(f"the model attends in chunks of {chunk} tokens")
+        raise _refused("the micro-batch is longer than the chunks in which the model attends")
 
 
 class _Options:
