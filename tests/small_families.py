@@ -112,4 +112,4 @@ documents are longer than every limit of the config."""
 def family_config(family: str, **changes: Any) -> Any:
     """The transformers config of a family."""
     model_type, values, _ = FAMILIES[family]
-    return AutoConfig.for_model(model_type, **values, **changes)
+    return AutoConfig.for_model(model_type, **{**values, **changes})

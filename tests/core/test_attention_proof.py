@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from broken_attentions import BROKEN
+from bumblecore_core import ModelError
 from bumblecore_core.run.attention import register
-from bumblecore_core.run.attention_proof import Workload, model_states, proof_config, verdict_on
+from bumblecore_core.run.attention_proof import Workload, model_states, proof_config, require_proof, verdict_on
 from bumblecore_core.toolkit.miniature import make_miniature
 from bumblecore_core.toolkit.policy import Policy
 from bumblecore_core.toolkit.proofs import failure, prove
@@ -46,3 +50,22 @@ def test_the_model_itself_gives_the_same_verdict(family, attention, fault):
     except Exception as error:
         found = "no other can be added" if isinstance(error, KeyError) else failure(error)
     assert found is None if fault is None else fault in found
+
+
+@pytest.mark.parametrize(
+    ("name", "several", "problem"),
+    [
+        ("varlen", True, None),
+        ("peeks_beyond_16_tokens", False, "cannot be trained as a causal one"),
+        ("leaks_from_the_second_neighbour", True, "does not keep documents apart"),
+        ("leaks_from_the_second_neighbour", False, None),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_model_without_a_miniature_is_examined_itself(name, several, problem, dtype):
+    implementation = register({**RECORDS, **BROKEN}[name])
+    model = AutoModelForCausalLM.from_config(family_config("llama"), attn_implementation=implementation, dtype=dtype)
+    model.train()
+    with nullcontext() if problem is None else pytest.raises(ModelError, match=rf"^BC065.*{problem}"):
+        require_proof(Policy(model), several_documents=several)
+    assert all(module.training for module in model.modules())
