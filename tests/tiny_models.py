@@ -29,6 +29,54 @@ FAMILIES = {
     "gpt2": ("GPT2", {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}),
 }
 """Name to (transformers prefix, configuration): windows, soft caps, logit scales, tied heads, absolute positions."""
+RECURRENT = {
+    "mamba": ("Mamba", {**COMMON, "state_size": 4, "time_step_rank": 4}),
+    "lfm2": (
+        "Lfm2",
+        {**ROTARY, "layer_types": ["conv", "full_attention"], "block_ff_dim": 48, "block_auto_adjust_ff_dim": False},
+    ),
+    "qwen3_next": (
+        "Qwen3Next",
+        {
+            **ROTARY,
+            "head_dim": 8,
+            "layer_types": ["linear_attention", "full_attention"],
+            "linear_num_value_heads": 4,
+            "linear_num_key_heads": 2,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 16,
+        },
+    ),
+}
+"""The same for models that do not keep documents apart."""
+LONG_ROPES = {
+    "dynamic": (
+        "Llama",
+        {
+            **ROTARY,
+            "max_position_embeddings": 8,
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 4.0},
+        },
+    ),
+    "longrope": (
+        "Phi3",
+        {
+            **ROTARY,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 100.0,
+                "short_factor": [1.0] * 4,
+                "long_factor": [4.0, 3.0, 2.0, 5.0],
+                "original_max_position_embeddings": 8,
+            },
+        },
+    ),
+}
+"""The same for rotary embeddings that depend on the longest document once one exceeds 8 tokens."""
 SPECIAL_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
@@ -36,7 +84,7 @@ def make_model(
     family: str, *, attention: str = "sdpa", dtype: torch.dtype = torch.float32, **changes
 ) -> torch.nn.Module:
     """A model with weights large enough for every part to matter, in evaluation mode."""
-    prefix, options = FAMILIES[family]
+    prefix, options = {**FAMILIES, **RECURRENT, **LONG_ROPES}[family]
     config = getattr(transformers, f"{prefix}Config")(**{**SPECIAL_TOKENS, **options, **changes})
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()

@@ -28,6 +28,7 @@ from bumblecore_core.run.data.loader import collate
 from bumblecore_core.run.data.of_run import Shards, evaluation_warnings, plan_of
 from bumblecore_core.run.data.plan import BatchPlan, MicroBatch
 from bumblecore_core.run.data.split import split_eval
+from bumblecore_core.run.document_passes import document_passes
 from bumblecore_core.run.groups import parameter_groups
 from bumblecore_core.run.guarded import guarded_stage
 from bumblecore_core.run.memory import Placement, placement_of
@@ -199,7 +200,7 @@ def assemble(
         wants = "`prepare` calls make_optimizer, then make_scheduler"
         raise breach(Plugin.of(resolved.engine.record), "prepared a run without an optimizer or a schedule", wants)
     single, share = single_document(prepared), shares_prefixes(prepared) and attention.against_sharing is None
-    module.policy = engine.call(lambda: make_policy(model, single_document=single, share_prefixes=share))
+    module.policy = engine.call(lambda: make_policy(model, one_document=single, share_prefixes=share))
     if not attention.proven:
         engine.call(lambda: require_proof(module.policy, several_documents=not single))
     features = (
@@ -208,6 +209,7 @@ def assemble(
         *about_routers,
         *attention.features,
         *module.policy.features,
+        *document_passes(prepared, module.policy),
         ("gradient checkpointing", "on" if config.model.gradient_checkpointing else "off"),
         ("packing", "on" if config.data.packing else "off (still no padding: documents are concatenated)"),
         *engine.features(),

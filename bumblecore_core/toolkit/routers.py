@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from bumblecore_core.toolkit.passes import in_dummy_pass
+
 RECORDED = "router_logits"
 COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
 PARAMETERS = ["gate_logits", "num_experts", "top_k", "attention_mask"]
@@ -52,6 +54,8 @@ class Routing:
         def record(module: torch.nn.Module, inputs: Any, output: Any) -> None:
             if torch.is_grad_enabled() != self._with_gradient:
                 return  # a pass that the stage does not train on, such as an estimate without gradients
+            if in_dummy_pass():
+                return
             parts = output if isinstance(output, tuple) else (output,)
             logits = parts[index if isinstance(output, tuple) else 0]
             self._outputs[at].append((logits, _selection(parts, logits)))

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-from bumblecore_core.toolkit.policy import Head, make_policy
 from bumblecore_core.values import Batch, StepOutput
 from expert_models import (
     EXPERTS,
@@ -38,17 +37,6 @@ def documents(batch):
     return torch.split(batch.input_ids[0], list(batch.document_lengths))
 
 
-class PlainPolicy:
-    """One document, passed to the backbone as token ids only."""
-
-    def __init__(self, model):
-        self._model = model
-
-    def project(self, *, batch, positions):
-        hidden = self._model.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state[0]
-        return hidden[positions], Head(weight=self._model.lm_head.weight)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_row_has_the_loss_and_the_gradients_of_transformers(family):
     name = "aux_loss_coef" if family == "JetMoe" else "router_aux_loss_coef"
@@ -56,9 +44,7 @@ def test_one_row_has_the_loss_and_the_gradients_of_transformers(family):
     if family == "Dbrx":
         config.ffn_config.moe_loss_weight = COEFFICIENT
     model, batch = make_experts(config, torch.float64), batch_of((11,))
-    linear = family in ("Qwen3Next", "MiniMax")  # linear attention takes no cu_seq_lens on a CPU
-    policy = PlainPolicy(model) if linear else make_policy(model, single_document=True)
-    module = make_module(model, "auto", policy=policy)
+    module = make_module(model, "auto")
     output = module(batch)
     (output.loss_sum / output.count).backward()
     ours = gradients(model)

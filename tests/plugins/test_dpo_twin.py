@@ -12,7 +12,7 @@ from bumblecore_core.toolkit.policy import make_policy
 from bumblecore_plugins.stages import DpoOptions
 from bumblecore_plugins.stages.dpo import PreferenceStage
 from bumblecore_plugins.stages.pair_layout import lay_out, shared_length
-from tiny_models import FAMILIES, VOCABULARY, make_model, register_attentions
+from tiny_models import FAMILIES, RECURRENT, VOCABULARY, make_model, register_attentions
 from workbench import make_tokenizer
 
 BETA = 0.3
@@ -89,8 +89,10 @@ def gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("attention", ["varlen", "sdpa", "eager"])
-@pytest.mark.parametrize("family", FAMILIES)
+CASES = [(family, attention) for family in FAMILIES for attention in ("varlen", "sdpa", "eager")]
+
+
+@pytest.mark.parametrize(("family", "attention"), [*CASES, *((family, "eager") for family in RECURRENT)])
 def test_one_pass_over_the_shared_layout_equals_separate_passes(family, attention, tokenizer):
     if family == "gemma2" and attention == "sdpa":
         pytest.skip("Gemma 2 has no SDPA")

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from bumblecore_core.toolkit.policy import make_policy
 from bumblecore_plugins.losses import bumble_losses
-from tiny_models import make_model, register_attentions
+from tiny_models import RECURRENT, make_model, register_attentions
 from workbench import make_tokenizer
 
 RECORD = next(record for record in bumble_losses() if record.name == "kto")
@@ -108,7 +108,10 @@ def naive(model, reference, tokenizer, *, kl):
 
 
 @pytest.mark.parametrize("kl", [True, False])
-@pytest.mark.parametrize(("family", "attention"), [("qwen3", "varlen"), ("llama", "sdpa"), ("gpt2", "eager")])
+@pytest.mark.parametrize(
+    ("family", "attention"),
+    [("qwen3", "varlen"), ("llama", "sdpa"), ("gpt2", "eager"), *((family, "eager") for family in RECURRENT)],
+)
 def test_rows_computed_together_equal_separate_passes(family, attention, kl, tokenizer):
     one, other = gentle(family, attention), gentle(family, attention, seed=5)
     stage, estimates = stage_of(tokenizer, kl=kl), []

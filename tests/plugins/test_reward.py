@@ -90,8 +90,10 @@ class Recording(BradleyTerry):
         return super().__call__(chosen=chosen, rejected=rejected)
 
 
-@pytest.mark.parametrize("attention", ["varlen", "sdpa", "eager"])
-@pytest.mark.parametrize("family", SCORERS)
+CASES = [(family, attention) for family in SCORERS for attention in ("varlen", "sdpa", "eager")]
+
+
+@pytest.mark.parametrize(("family", "attention"), [*CASES, ("qwen3_next", "eager")])
 def test_one_pass_over_the_shared_layout_equals_the_model_on_each_row(family, attention, tokenizer):
     if family == "gemma2" and attention == "sdpa":
         pytest.skip("Gemma 2 has no SDPA")

@@ -11,7 +11,7 @@ from bumblecore_core.toolkit.causal import CausalStage, causal_example
 from bumblecore_core.toolkit.policy import make_policy
 from bumblecore_core.toolkit.turns import joined_turns
 from bumblecore_plugins.losses.naive import NaiveCausalLm
-from tiny_models import FAMILIES, VOCABULARY, make_model, register_attentions
+from tiny_models import FAMILIES, RECURRENT, VOCABULARY, make_model, register_attentions
 
 LONG = 10_000
 
@@ -60,8 +60,10 @@ def losses_by_hand(model, turns, weights):
     return total
 
 
-@pytest.mark.parametrize("attention", ["varlen", "sdpa", "eager"])
-@pytest.mark.parametrize("family", FAMILIES)
+CASES = [(family, attention) for family in FAMILIES for attention in ("varlen", "sdpa", "eager")]
+
+
+@pytest.mark.parametrize(("family", "attention"), [*CASES, *((family, "eager") for family in RECURRENT)])
 def test_turns_in_one_example_equal_separate_texts(family, attention):
     if attention == "sdpa" and family == "gemma2":
         pytest.skip("transformers has no SDPA for its soft caps")

@@ -35,7 +35,6 @@ def varlen_attention(
     document_lengths: tuple[int, ...] | None = None,
     shared_prefixes: tuple[int, ...] = (),
     cu_seq_lens_q: torch.Tensor | None = None,
-    max_length_q: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention signature. `query`: (B, A, T, D), `key`, `value`: (B, K, S, D) with A a multiple of K.
@@ -55,8 +54,10 @@ def varlen_attention(
     if query.shape[0] != 1 or query.shape[2] != key.shape[2] or query.shape[2] != sum(document_lengths):
         raise _refused(f"the documents hold {sum(document_lengths)} tokens, but the model attends over {key.shape[2]}")
     fits = not shared_prefixes and _fits_varlen_attn(query, value, options)
-    if cu_seq_lens_q is not None and max_length_q is not None and fits:
-        return _varlen_attn(query, key, value, cu_seq_lens_q, max_length_q, options), None
+    if fits and len(document_lengths) == 1 and cu_seq_lens_q is None:
+        cu_seq_lens_q = torch.arange(0, query.shape[2] + 1, query.shape[2], dtype=torch.int32, device=query.device)
+    if fits and cu_seq_lens_q is not None:
+        return _varlen_attn(query, key, value, cu_seq_lens_q, max(document_lengths), options), None
     dtype, lengths = query.dtype, list(document_lengths)
     if query.device.type == "cpu" and dtype != torch.float64 and sum(lengths) < CPU_WIDENED_LENGTH * len(lengths):
         query, key, value = query.float(), key.float(), value.float()
