@@ -191,7 +191,6 @@ CODES: dict[str, str] = {
     "BC062": "a data format cannot be told",
     "BC063": "data of a kind that the stage does not read",
     "BC064": "a model cannot be loaded",
-    "BC065": "a model lets a token see later ones or other documents",
     "BC065": "a model is not causal, or its attention cannot compute it exactly",
     "BC066": "rows were dropped or truncated",
     "BC067": "a distributed launch is wrong",

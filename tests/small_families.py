@@ -31,7 +31,6 @@ LONG_ROPE = {
 CAUSAL = "a token's hidden state changes with the tokens after it"
 NEIGHBOURS = "change with the tokens of the documents around it"
 ALONE = "differ from those that it has alone"
-LONGER = "once the model has computed a longer document"
 WITHOUT_SDPA = "does not support an attention implementation"
 FIXED = "no other can be added"
 
@@ -74,7 +73,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, str | None]]] = {
     "dynamic rope": (
         "llama",
         {**ROTARY, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}},
-        {"varlen": LONGER, "sdpa": LONGER, "eager": LONGER},
+        {"varlen": ALONE, "sdpa": ALONE, "eager": ALONE},
     ),
     "alibi in a mask": ("falcon", {**SIZES, "alibi": True, "multi_query": False}, {"varlen": FIXED, "sdpa": None}),
     "bloom": ("bloom", SIZES, {"varlen": CAUSAL, "sdpa": WITHOUT_SDPA, "eager": NEIGHBOURS}),
