@@ -9,9 +9,11 @@ from pathlib import Path
 from bumblecore_core.run.checkpoint.folder import list_checkpoints
 from bumblecore_core.run.execute import Outcome
 from bumblecore_core.toolkit.adapters import adapter_chain
+from bumblecore_core.toolkit.json_files import read_json_object
 from bumblecore_core.toolkit.scorers import is_scorer
 from bumblecore_core.toolkit.summary import summary_lines
 from bumblecore_core.toolkit.terminal import echo
+from bumblecore_core.toolkit.vision_language import loader_name
 from bumblecore_core.values import RunInfo
 
 
@@ -55,7 +57,9 @@ def _loads(final: Path) -> str:
     """What the final model is, and what takes it."""
     base, adapters = adapter_chain(final)
     scores = is_scorer(base, adapters)
-    whole = "AutoModelForSequenceClassification" if scores else "AutoModelForCausalLM"
+    config = {} if adapters else read_json_object(base / "config.json", "output_dir")
+    language_model = loader_name(config.get("model_type", ""), config.get("architectures") or [])
+    whole = "AutoModelForSequenceClassification" if scores else language_model
     what, loader = ("adapter", "PeftModel") if adapters else ("model", whole)
     loads = f"{what}, loads with {loader}.from_pretrained"
     return f"reward {loads}" if scores else f"{loads} and `bumble generate`"

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +24,8 @@ from bumblecore_core.run.attention_of_run import chosen_attention, shares_prefix
 from bumblecore_core.run.attention_proof import require_proof
 from bumblecore_core.run.blame import Plugin, breach
 from bumblecore_core.run.build import build, build_optimizer, build_scheduler, try_schedule
-from bumblecore_core.run.data.loader import collate
 from bumblecore_core.run.data.of_run import Shards, evaluation_warnings, plan_of
-from bumblecore_core.run.data.plan import BatchPlan, MicroBatch
+from bumblecore_core.run.data.plan import BatchPlan
 from bumblecore_core.run.data.split import split_eval
 from bumblecore_core.run.document_passes import document_passes
 from bumblecore_core.run.groups import parameter_groups
@@ -43,7 +42,8 @@ from bumblecore_core.run.weights import stored_dtype
 from bumblecore_core.toolkit.adapters import tokenizer_source
 from bumblecore_core.toolkit.policy import head_parameters, make_policy
 from bumblecore_core.toolkit.tokenizers import resolve_model_dir, tokenizer_fingerprint
-from bumblecore_core.values import Batch, ParameterGroup
+from bumblecore_core.toolkit.vision_language import tower_features, unchanged_weights
+from bumblecore_core.values import ParameterGroup
 
 if TYPE_CHECKING:
     from bumblecore_core.run.data.store import TokenStore
@@ -71,12 +71,14 @@ class Prepared:
 @dataclass(frozen=True, kw_only=True)
 class Assembled:
     """A run that is ready to train. `features`: (feature, what was decided) pairs; `warnings`: what to show beside;
-    `placement`: where the engine puts what training keeps."""
+    `placement`: where the engine puts what training keeps; `unchanged`: weights to save as they were loaded, by name
+    (rank 0 holds their values)."""
 
     model: Any
     adapter: Adapter | None
     module: TrainModule
     placement: Placement
+    unchanged: Mapping[str, torch.Tensor]
     features: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...] = ()
 
@@ -167,6 +169,7 @@ def assemble(
         lambda: _build(prepared, engine, adapter, attention.implementation, checkpoint),
         "loading the model",
     )
+    unchanged = {} if adapter is not None else unchanged_weights(model, values=engine.rank == 0)
     about, warnings = described(resolved, adapter, model)
     routers, about_routers = router_training(model, config.model.router_aux_loss)
     loss = timed(times, "losses", resolved.loss.name, build(resolved.loss))
@@ -205,6 +208,7 @@ def assemble(
         engine.call(lambda: require_proof(module.policy, several_documents=not single))
     features = (
         ("adapter", about),
+        *tower_features(model, saved=adapter is None),
         ("loss", resolved.loss.name),
         *about_routers,
         *attention.features,
@@ -221,6 +225,7 @@ def assemble(
         features=features,
         warnings=warnings,
         placement=placement_of(engine),
+        unchanged=unchanged,
     )
 
 
@@ -277,17 +282,3 @@ def load_start_model(prepared: Prepared, directory: Path, engine: Engine, *, att
     if with_adapter and resolved.adapter is not None:
         return adapted(resolved, build(resolved.adapter), model, base=directory)
     return model
-
-
-def evaluation_batches(prepared: Prepared, rank: int) -> Callable[[], Iterator[tuple[MicroBatch, Batch]]] | None:
-    """A fresh pass over the evaluation rows of one rank at each call; None without evaluation data."""
-    plan = prepared.eval_plan
-    if plan is None:
-        return None
-
-    def batches() -> Iterator[tuple[MicroBatch, Batch]]:
-        for window in plan.windows():
-            for micro in window.micro_batches[rank]:
-                yield micro, collate(prepared.eval_store, prepared.stage, micro.rows)
-
-    return batches

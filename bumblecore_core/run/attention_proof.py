@@ -29,6 +29,7 @@ from bumblecore_core.toolkit.probes import undisturbed
 from bumblecore_core.toolkit.proofs import Documents, States, Verdict, failure, prove
 from bumblecore_core.toolkit.quiet import quiet_trial
 from bumblecore_core.toolkit.shards import whole_shape
+from bumblecore_core.toolkit.vision_language import auto_class, prepare_for_text
 from bumblecore_core.values import Batch
 
 CAUSAL_FIX = "Use a causal language model (an encoder needs is_decoder: true in its config.json), or another attention"
@@ -75,14 +76,14 @@ class ProofConfig:
 
     def build(self, attention: str) -> Any:
         """The model of this config in float32, on the default device."""
-        from transformers import AutoModelForCausalLM
-
-        return AutoModelForCausalLM.from_config(
+        model = auto_class(self.config).from_config(
             copy.deepcopy(self.config),
             dtype=torch.float32,
             attn_implementation=attention,
             trust_remote_code=self.trust_remote_code,
         )
+        prepare_for_text(model)
+        return model
 
 
 def proof_config(workload: Workload) -> ProofConfig | None:

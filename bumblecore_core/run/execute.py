@@ -15,7 +15,7 @@ from bumblecore_core.protocols import Engine
 from bumblecore_core.registry import PluginSwitches, Registry
 from bumblecore_core.run import output_dir
 from bumblecore_core.run.agree import on_all_ranks
-from bumblecore_core.run.assemble import Assembled, Prepared, assemble, evaluation_batches, prepare
+from bumblecore_core.run.assemble import Assembled, Prepared, assemble, prepare
 from bumblecore_core.run.blame import Plugin, RunPlugins
 from bumblecore_core.run.build import build, build_engine
 from bumblecore_core.run.checkpoint.final import save_final
@@ -24,16 +24,17 @@ from bumblecore_core.run.checkpoint.history import HistoryFile, resume_history
 from bumblecore_core.run.checkpoint.resume import agreed_start, restore
 from bumblecore_core.run.checkpoint.saver import Saver
 from bumblecore_core.run.checkpoint.streams import seed_streams
-from bumblecore_core.run.checkpoint.writing import ModelParts
 from bumblecore_core.run.console import note
 from bumblecore_core.run.data.loader import rank_windows, worker_deaths
 from bumblecore_core.run.directory_lock import held
 from bumblecore_core.run.earlier import find_finished_run, is_complete
+from bumblecore_core.run.evaluation import evaluation_batches
 from bumblecore_core.run.info import Status, run_info, run_result, write_info
 from bumblecore_core.run.interrupts import EarlyInterrupts, Interrupts, Stopped
 from bumblecore_core.run.lock import make_lock
 from bumblecore_core.run.loggers import Loggers
 from bumblecore_core.run.loop import LoopOptions, train
+from bumblecore_core.run.model_parts import model_parts
 from bumblecore_core.run.not_finite import cause_in
 from bumblecore_core.run.overwrite import discard, restored_unless_replaced, set_aside
 from bumblecore_core.run.profiling import PluginTimes, timed
@@ -164,7 +165,7 @@ def _run(
     status: Status = "failed"
     final: Path | None = None
     problem = ""
-    parts = _parts(prepared, assembled)
+    parts = model_parts(prepared, assembled)
     with Interrupts(speak=speaks) as interrupts:
         saver = Saver(
             engine=engine,
@@ -219,15 +220,6 @@ def _run(
 def _loggers(resolved: ResolvedRun, engine: Engine, times: PluginTimes | None) -> Loggers:
     chosen = resolved.loggers if engine.rank == 0 else ()
     return Loggers([(Plugin.of(one.record), timed(times, "loggers", one.name, build(one))) for one in chosen])
-
-
-def _parts(prepared: Prepared, assembled: Assembled) -> ModelParts:
-    return ModelParts(
-        model=assembled.model,
-        tokenizer=prepared.tokenizer,
-        adapter=assembled.adapter,
-        max_shard_size=prepared.resolved.config.checkpoint.max_shard_size,
-    )
 
 
 def _train(

@@ -23,6 +23,7 @@ from bumblecore_core.toolkit.quiet import quiet_transformers
 from bumblecore_core.toolkit.scorers import SCORE_WEIGHT, make_scorer_config, names_scorer, refuse_scorer, score_of
 from bumblecore_core.toolkit.seeds import derive_seed
 from bumblecore_core.toolkit.shards import whole_shape
+from bumblecore_core.toolkit.vision_language import auto_class, prepare_for_text
 from bumblecore_core.values import ModelHead
 
 SHOWN_KEYS = 5
@@ -105,6 +106,7 @@ def build_model(
     if not from_config and not skeleton:
         for adapter in adapters:
             model = fold_in(model, adapter)
+    prepare_for_text(model)
     if gradient_checkpointing:
         _enable_checkpointing(model)
     return model
@@ -116,7 +118,9 @@ def meta_model(directory: Path, *, trust_remote_code: bool = False, head: ModelH
     if head == "score":
         make_scorer_config(config, None)
     with torch.device("meta"):
-        return _from_config(config, directory, head, attn_implementation="eager", trust_remote_code=trust_remote_code)
+        model = _from_config(config, directory, head, attn_implementation="eager", trust_remote_code=trust_remote_code)
+    prepare_for_text(model)
+    return model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,24 +174,18 @@ def check_positions(config: Any, longest: int) -> tuple[str, ...]:
     raise one(ConfigError, "BC039", problem, f"Set it to {positions} or less", field="data.max_length")
 
 
-def _auto_class(head: ModelHead) -> Any:
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    return AutoModelForCausalLM if head == "language_model" else AutoModelForSequenceClassification
-
-
 def _from_config(
     config: Any, directory: Path, head: ModelHead, *, dtype: torch.dtype | None = torch.float32, **options: Any
 ) -> Any:
     with _reported(directory / "config.json"):
-        model = _auto_class(head).from_config(config, dtype=dtype, **options)
+        model = auto_class(config, head).from_config(config, dtype=dtype, **options)
     _require_score(model, head, directory)
     return model
 
 
 def _from_weights(config: Any, directory: Path, head: ModelHead, *, fresh_score: bool, **options: Any) -> Any:
     with _reported(directory):
-        model, info = _auto_class(head).from_pretrained(
+        model, info = auto_class(config, head).from_pretrained(
             directory,
             config=config,
             local_files_only=True,

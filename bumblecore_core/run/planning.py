@@ -20,6 +20,7 @@ from bumblecore_core.run.memory import placement_of
 from bumblecore_core.run.model import meta_model, parameter_counts
 from bumblecore_core.run.router_loss import router_training
 from bumblecore_core.toolkit.adapter_tensors import quietly
+from bumblecore_core.toolkit.vision_language import tower_features
 from bumblecore_core.values import RunInfo
 
 
@@ -57,6 +58,7 @@ def plan_run(resolved: ResolvedRun, registry: Registry, switches: PluginSwitches
             ],
             features=[
                 ("adapter", about),
+                *tower_features(model, saved=resolved.adapter is None),
                 ("loss", resolved.loss.record.name),
                 *about_routers,
                 *attention.features,

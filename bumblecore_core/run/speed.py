@@ -25,6 +25,7 @@ from bumblecore_core.run.layer_shapes import (
     text_config,
 )
 from bumblecore_core.toolkit.shards import whole_shape
+from bumblecore_core.toolkit.vision_language import tower_parameters
 from bumblecore_core.values import Batch
 
 FORWARD_AND_BACKWARD, WITHOUT_WEIGHT_GRADIENT = 6, 4  # FLOPs a weight and position
@@ -96,11 +97,12 @@ def count_flops(model: Any) -> Flops:
     mixture count by the share of them that a token passes through. Never raises: see `Flops.unknown`."""
     config = text_config(model.config)
     head_weight = _head_weight(model)
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    unused = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    unused |= {id(parameter) for parameter in tower_parameters(model).values()}
     experts, share = number(config, *EXPERT_COUNTS), active_share(config)
     per_token = 0.0
     for name, parameter in model.named_parameters():
-        if len(whole_shape(parameter)) >= 2 and parameter is not head_weight and id(parameter) not in tables:
+        if len(whole_shape(parameter)) >= 2 and parameter is not head_weight and id(parameter) not in unused:
             per_token += _cost(parameter) * (share if _is_expert(name, parameter, experts) else 1.0)
     attention, unknown = _attention(config)
     return Flops(

@@ -32,6 +32,7 @@ from bumblecore_core.toolkit.model_config import read_model_config
 from bumblecore_core.toolkit.packages import MODEL_LIBRARIES, require_supported
 from bumblecore_core.toolkit.regular_files import require_readable_directory
 from bumblecore_core.toolkit.scorers import SCORE_WEIGHT, is_scorer, make_scorer_config
+from bumblecore_core.toolkit.vision_language import auto_class
 from bumblecore_core.toolkit.weight_files import check_weight_files, has_weights
 
 if TYPE_CHECKING:
@@ -159,13 +160,11 @@ def load_model(
     pad_token_id: int | None = None,
 ) -> Any:
     """The model of a directory, ready to use, in `dtype` or its own. Of an adapter's directory: its base with the
-    adapters folded in float32 (which takes 4 bytes a parameter meanwhile) and rounded once. A reward model's batches
-    are filled up with `pad_token_id`. Raises `ModelError`, and `RunError` BC094 for an unsupported version of a
-    library."""
+    adapters folded in float32 (4 bytes a parameter meanwhile) and rounded once. A reward model's batches are filled up
+    with `pad_token_id`. Raises `ModelError`, and `RunError` BC094 for an unsupported version of a library."""
     require_supported(*MODEL_LIBRARIES)
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
-    from transformers.utils import logging
+    from transformers import AutoConfig, logging
 
     base, adapters = adapter_chain(directory)
     read_model_config(base, "model.path")
@@ -175,11 +174,10 @@ def load_model(
     logging.set_verbosity_error()  # of a score that its adapter brings along
     try:
         config = AutoConfig.from_pretrained(str(base), local_files_only=True, trust_remote_code=trust_remote_code)
-        model_class = AutoModelForCausalLM
-        if is_scorer(base, adapters):
-            model_class = AutoModelForSequenceClassification
+        scores = is_scorer(base, adapters)
+        if scores:
             make_scorer_config(config, pad_token_id)
-        model = model_class.from_pretrained(
+        model = auto_class(config, "score" if scores else "language_model").from_pretrained(
             str(base),
             config=config,
             dtype="auto",
@@ -187,6 +185,8 @@ def load_model(
             local_files_only=True,
             trust_remote_code=trust_remote_code,
         )
+    except BumbleError:
+        raise
     except Exception as error:
         problem = f"the model cannot be loaded: {library_message(error)}"
         raise one(ModelError, "BC064", problem, "check that its files are whole", place=str(base)) from error

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from bumblecore_core.toolkit.shards import gathers_weights
+from bumblecore_core.toolkit.vision_language import text_backbone, without_adapter
 
 MULTIPLIERS = ("logit_scale", "lm_head_multiplier")
 DIVISORS = ("logits_scaling",)
@@ -60,21 +61,17 @@ def read_head(inner: Any) -> Head | str:
 
 def head_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     """Weight and bias of a head that is read as data; empty for one that is only ever called."""
-    linear = without_adapter(model).get_output_embeddings()  # type: ignore[operator]
+    linear = without_adapter(model).get_output_embeddings()
     return list(linear.parameters()) if type(linear) is torch.nn.Linear else []
-
-
-def without_adapter(model: torch.nn.Module) -> torch.nn.Module:
-    """The transformers model inside a PEFT wrapper (its adapted layers stay in place), or the model itself."""
-    unwrap = getattr(model, "get_base_model", None)
-    return unwrap() if callable(unwrap) else model
 
 
 def backbone_of(inner: Any) -> torch.nn.Module | None:
     """The module whose output is the last hidden state, or None where the model has no such part."""
     for found in (
+        text_backbone(inner),
         getattr(inner, inner.base_model_prefix, None) if inner.base_model_prefix else None,
         inner.get_decoder(),
+        getattr(inner, "model", None),  # where the class names another prefix (Llama 4)
     ):
         if isinstance(found, torch.nn.Module) and found is not inner:
             return found

@@ -11,6 +11,7 @@ import torch
 
 from bumblecore_core.toolkit.rope_state import find_dynamic_ropes, reset_rope
 from bumblecore_core.toolkit.shards import is_sharded, largest_over_ranks
+from bumblecore_core.toolkit.vision_language import text_positions, without_adapter
 from bumblecore_core.values import Batch
 
 Compute: TypeAlias = Callable[[dict[str, Any], range], torch.Tensor]
@@ -29,6 +30,7 @@ class ForwardPasses:
     def __init__(self, model: torch.nn.Module, *, one_document: bool = False) -> None:
         self.one_document = one_document
         self._model = model
+        self._config = without_adapter(model).config
         self._ropes = find_dynamic_ropes(model)
 
     def run(self, batch: Batch, compute: Compute) -> torch.Tensor:
@@ -50,7 +52,8 @@ class ForwardPasses:
     def _computed(self, compute: Compute, inputs: dict[str, Any], place: range) -> torch.Tensor:
         for rope in self._ropes:
             reset_rope(rope)
-        return compute(inputs, place)
+        positions = text_positions(self._config, inputs["position_ids"])
+        return compute({**inputs, "position_ids": positions}, place)
 
     def _missing_passes(self, batch: Batch) -> int:
         """How many more documents another rank computes at this moment."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from bumblecore_core.toolkit.head import Head as Head
-from bumblecore_core.toolkit.head import backbone_of, read_head, without_adapter
+from bumblecore_core.toolkit.head import backbone_of, read_head
 from bumblecore_core.toolkit.head import head_parameters as head_parameters
 from bumblecore_core.toolkit.packing import unshared
 from bumblecore_core.toolkit.passes import ForwardPasses
@@ -28,6 +28,7 @@ from bumblecore_core.toolkit.policy_checks import (
 )
 from bumblecore_core.toolkit.probes import undisturbed
 from bumblecore_core.toolkit.scorers import score_of
+from bumblecore_core.toolkit.vision_language import language_model, without_adapter
 from bumblecore_core.values import Batch
 
 
@@ -47,11 +48,12 @@ class Policy:
     """Why documents are computed one per forward pass; None where this was not found here."""
 
     def __init__(self, model: torch.nn.Module, *, one_document: bool = False) -> None:
-        self.model = model
-        self.inner: Any = without_adapter(model)
+        unwrapped = without_adapter(model)
+        self.inner: Any = language_model(unwrapped)
+        self.model = model if self.inner is unwrapped else self.inner
         self.backbone = backbone_of(self.inner)
         self.features, self.shares_prefixes, self.leak = [], False, None
-        self.passes = ForwardPasses(model, one_document=one_document)
+        self.passes = ForwardPasses(self.model, one_document=one_document)
         self.keeps_logits = "logits_to_keep" in inspect.signature(self.inner.forward).parameters
         self.own_logits = self.backbone is None or isinstance(read_head(self.inner), str)
 

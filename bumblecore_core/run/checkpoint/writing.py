@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from bumblecore_core.run.checkpoint.manifest import FileEntry, Manifest, describ
 from bumblecore_core.run.files import disk_errors, final_path
 from bumblecore_core.toolkit.disk import put_in_place, sync
 from bumblecore_core.toolkit.permissions import follow_umask
+from bumblecore_core.toolkit.processor_files import copy_processor_files
 
 if TYPE_CHECKING:
     import torch
@@ -26,29 +27,36 @@ SHOWN_WEIGHTS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class ModelParts:
-    """What is saved of a model."""
+    """What is saved of a model. `unchanged`: weights by name that are written as they are here, whatever the engine
+    holds; `processor_files`: copied."""
 
     model: Any
     tokenizer: Any
     adapter: Adapter | None
     max_shard_size: str
+    unchanged: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    processor_files: tuple[Path, ...] = ()
 
     @property
     def wanted(self) -> Callable[[str], bool] | None:
-        """Which weights are written; None for all."""
-        adapter = self.adapter
-        return None if adapter is None else lambda name: adapter.saves(name=name)
+        """Which weights of the engine are written; None for all."""
+        adapter, unchanged = self.adapter, self.unchanged
+        if adapter is not None:
+            return lambda name: adapter.saves(name=name)
+        return (lambda name: name not in unchanged) if unchanged else None
 
     def write(self, directory: Path, state: Mapping[str, torch.Tensor]) -> None:
         """Safetensors shards (or only the adapter), config, generation config, tokenizer and chat template. Raises
         `RunError` BC072 where a weight is not finite: rotation must not trade a good checkpoint for a useless one."""
         require_finite(state, final_path(directory))
         if self.adapter is None:
+            weights = {**state, **self.unchanged}
             with _quietly():
-                self.model.save_pretrained(directory, state_dict=dict(state), max_shard_size=self.max_shard_size)
+                self.model.save_pretrained(directory, state_dict=weights, max_shard_size=self.max_shard_size)
         else:
             self.adapter.save(model=self.model, state=state, directory=directory)
         self.tokenizer.save_pretrained(directory)
+        copy_processor_files(self.processor_files, directory, self.tokenizer)
 
 
 def require_finite(state: Mapping[str, torch.Tensor], place: Path) -> None:

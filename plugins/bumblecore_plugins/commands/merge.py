@@ -33,6 +33,7 @@ def merge(adapter: str, out: Path, dtype: str, trust_remote_code: bool, force: b
     any other: weights, config, tokenizer and chat template. The sum is made in float32 and rounded once.
     """
     from bumblecore_core.toolkit.adapters import is_adapter, load_model, tokenizer_source
+    from bumblecore_core.toolkit.processor_files import processor_files
     from bumblecore_core.toolkit.tokenizers import load_tokenizer, resolve_model_dir
 
     check_output_directory(out, force=force, field="OUT")
@@ -47,19 +48,22 @@ def merge(adapter: str, out: Path, dtype: str, trust_remote_code: bool, force: b
     model = load_model(
         directory, dtype=chosen, trust_remote_code=trust_remote_code, pad_token_id=tokenizer.pad_token_id
     )
-    write(out, model, tokenizer)
+    write(out, model, tokenizer, processor_files(directory))
     count, what = model.num_parameters(), str(model.dtype).removeprefix("torch.")
     echo(f"wrote {out}: {count:,} parameters in {what}")
 
 
-def write(out: Path, model: Any, tokenizer: Any) -> None:
-    """Writes model and tokenizer. Raises `RunError` BC042 or BC045."""
+def write(out: Path, model: Any, tokenizer: Any, files: tuple[Path, ...]) -> None:
+    """Writes model and tokenizer, and copies processor files. Raises `RunError` BC042 or BC045."""
     from transformers.utils import logging
+
+    from bumblecore_core.toolkit.processor_files import copy_processor_files
 
     logging.disable_progress_bar()
 
     def save(directory: Path) -> None:
         model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
+        copy_processor_files(files, directory, tokenizer)
 
     write_output_directory(out, save, replaces=MODEL_OUTPUT, field="OUT")
