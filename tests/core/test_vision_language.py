@@ -89,7 +89,7 @@ def test_values_that_are_kept_for_saving_are_those_that_were_loaded():
 @pytest.mark.parametrize(
     ("model_type", "head", "reason"),
     [
-        ("florence2", "language_model", "florence2 cannot be trained on text: it is an encoder-decoder model"),
+        ("florence2", "language_model", "florence2 is an encoder with a decoder"),
         ("diffusion_gemma", "language_model", "diffusion_gemma cannot be trained on text: it generates text by diff"),
         ("qwen2_5_vl", "score", "qwen2_5_vl cannot be trained on text: transformers has no reward model"),
         ("chameleon", "language_model", "chameleon cannot be trained on text: its image tokenizer is a part"),
