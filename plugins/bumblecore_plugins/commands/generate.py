@@ -169,11 +169,14 @@ def load_model(directory: Path, trust_remote_code: bool) -> Any:
 
     from bumblecore_core.toolkit import adapters
     from bumblecore_core.toolkit.scorers import refuse_scorer
+    from bumblecore_core.toolkit.vision_language import language_model
 
     chain = adapters.adapter_chain(directory)
     refuse_scorer(*chain, fix="Name the language model that it was trained from", field="MODEL")
     model = adapters.load_model(directory, trust_remote_code=trust_remote_code)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    text = language_model(model)
+    text.generation_config = model.generation_config
+    return text.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def stop_ids(tokenizer: Any, model: Any, *, chat: bool) -> list[int]:
