@@ -221,5 +221,7 @@ CODES: dict[str, str] = {
     "BC096": "all feedback rows have the same label",
     "BC097": "more rows are bad than data.max_bad_share",
     "BC100": "the auxiliary loss of the routers is not available",
+    "BC101": "the embeddings of this model cannot be resized",
+    "BC102": "a text in model.add_tokens cannot be a token",
     "BC103": "an adapter cannot be trained exactly on this model",
 }

@@ -77,6 +77,15 @@ class ModelSection(Section):
         "with its coefficient; off; or a coefficient, which turns it on.",
     )
     trust_remote_code: bool = Field(False, description="Run model code that lies in the model's directory.")
+    add_tokens: list[str] = Field(
+        [], description="Texts that become one token each, such as <tool>. Tokens that the tokenizer has are accepted."
+    )
+    resize_embeddings: bool = Field(
+        False, description="Give the model new rows where the tokenizer has more ids than the embeddings have rows."
+    )
+    resize_multiple_of: int = Field(
+        64, ge=1, le=65536, description="The number of rows after resizing is a multiple of this."
+    )
 
 
 class DataFile(Section):

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from bumblecore_core.config.resolved import ResolvedRun
-from bumblecore_core.errors import ConfigError, one
 from bumblecore_core.protocols import Adapter, Engine, Stage
 from bumblecore_core.registry import PluginSwitches, Registry
 from bumblecore_core.run.adapt import adapted, described, lr_scales, require_trained_base
@@ -24,22 +23,24 @@ from bumblecore_core.run.attention_of_run import chosen_attention, shares_prefix
 from bumblecore_core.run.attention_proof import require_proof
 from bumblecore_core.run.blame import Plugin, breach
 from bumblecore_core.run.build import build, build_optimizer, build_scheduler, try_schedule
-from bumblecore_core.run.data.of_run import Shards, evaluation_warnings, plan_of
+from bumblecore_core.run.data.of_run import Shards, evaluation_warnings, plan_of, require_rows
 from bumblecore_core.run.data.plan import BatchPlan
 from bumblecore_core.run.data.split import split_eval
 from bumblecore_core.run.document_passes import document_passes
 from bumblecore_core.run.groups import parameter_groups
 from bumblecore_core.run.guarded import guarded_stage
 from bumblecore_core.run.memory import Placement, placement_of
-from bumblecore_core.run.model import build_model, check_positions, check_vocabulary, load_config
+from bumblecore_core.run.model import build_model, check_positions, load_config
 from bumblecore_core.run.module import TrainModule
 from bumblecore_core.run.named_files import require_named_files
 from bumblecore_core.run.profiling import PluginTimes, timed
 from bumblecore_core.run.router_loss import require_routers, router_training
-from bumblecore_core.run.stage_factory import StageFactory
+from bumblecore_core.run.stage_factory import StageFactory, trained_stop_ids
 from bumblecore_core.run.template_date import template_date
+from bumblecore_core.run.vocabulary import Vocabulary, extended_vocabulary
 from bumblecore_core.run.weights import stored_dtype
 from bumblecore_core.toolkit.adapters import tokenizer_source
+from bumblecore_core.toolkit.generation import add_stop_ids
 from bumblecore_core.toolkit.policy import head_parameters, make_policy
 from bumblecore_core.toolkit.tokenizers import resolve_model_dir, tokenizer_fingerprint
 from bumblecore_core.toolkit.vision_language import tower_features, unchanged_weights
@@ -58,6 +59,7 @@ class Prepared:
     model_config: Any
     tokenizer: Any
     tokenizer_fingerprint: str
+    vocabulary: Vocabulary
     template_date: str | None
     stage: Stage
     store: TokenStore
@@ -113,12 +115,13 @@ def prepare(
         template_kwargs=config.model.chat_template_kwargs,
         special_tokens=config.data.special_tokens,
         switches=switches,
+        add_tokens=tuple(config.model.add_tokens),
     )
     tokenizer = factory.tokenizer()
     factory = replace(factory, template_date=template_date(config, tokenizer))
-    check_vocabulary(model_config, tokenizer, model_dir)
+    vocabulary = extended_vocabulary(config.model, model_config, tokenizer, factory, model_dir)
     stage = factory.stage(resolved.stage.record, tokenizer)
-    _require_rows(resolved, stage, world_size)
+    require_rows(resolved, stage, world_size)
     fingerprint = tokenizer_fingerprint(tokenizer)
     shards = Shards(resolved, registry, stage, factory, fingerprint, progress, since)
     store = shards.store(config.data.path, resolved.formats, "data.path")
@@ -134,15 +137,16 @@ def prepare(
     longest = max(store.longest_sequence(), eval_store.longest_sequence())
     plan = plan_of(resolved, store, rows, world_size)
     warnings = (*check_positions(model_config, longest), *try_schedule(resolved, plan.total_steps))
-    plugin, vocabulary = Plugin.of(resolved.stage.record), getattr(model_config.get_text_config(), "vocab_size", None)
+    plugin = Plugin.of(resolved.stage.record)
     return Prepared(
         resolved=resolved,
         model_dir=model_dir,
         model_config=model_config,
         tokenizer=tokenizer,
         tokenizer_fingerprint=fingerprint,
+        vocabulary=vocabulary,
         template_date=factory.template_date,
-        stage=timed(times, "stages", resolved.stage.name, guarded_stage(stage, plugin, vocabulary)),
+        stage=timed(times, "stages", resolved.stage.name, guarded_stage(stage, plugin, vocabulary.rows)),
         store=store,
         rows=rows,
         plan=plan,
@@ -210,6 +214,7 @@ def assemble(
         ("adapter", about),
         *tower_features(model, saved=adapter is None),
         ("loss", resolved.loss.name),
+        *prepared.vocabulary.features,
         *about_routers,
         *attention.features,
         *module.policy.features,
@@ -246,22 +251,13 @@ def _build(prepared: Prepared, engine: Engine, adapter: Adapter | None, attentio
         head=resolved.stage.record.head,
         pad_token_id=prepared.tokenizer.pad_token_id,
         skeleton=not engine.holds_model,
+        rows=prepared.vocabulary.rows,
     )
+    add_stop_ids(model, trained_stop_ids(resolved.stage.record, prepared.tokenizer))
     if adapter is None:
         return model
-    return adapted(resolved, adapter, model, base=prepared.model_dir, checkpoint=checkpoint)
-
-
-def _require_rows(resolved: ResolvedRun, stage: Stage, world_size: int) -> None:
-    """Raises `ConfigError` BC039 where optimizer steps hold fewer rows than the stage needs."""
-    config, least = resolved.config, getattr(stage, "least_rows", 1)
-    rows = config.train.micro_batch_size * config.train.gradient_accumulation_steps * world_size
-    if rows < least and not config.data.packing:
-        problem = (
-            f"the stage '{resolved.stage.name}' with these options needs {least} rows or more in an optimizer step"
-        )
-        fix = f"Raise it, or train.gradient_accumulation_steps, to {least} or more, or change the stage's options"
-        raise one(ConfigError, "BC039", problem, fix, field="train.micro_batch_size")
+    new = prepared.vocabulary.new_ids
+    return adapted(resolved, adapter, model, base=prepared.model_dir, checkpoint=checkpoint, new_tokens=new)
 
 
 def load_start_model(prepared: Prepared, directory: Path, engine: Engine, *, attention: str, with_adapter: bool) -> Any:
@@ -278,7 +274,9 @@ def load_start_model(prepared: Prepared, directory: Path, engine: Engine, *, att
         pad_token_id=prepared.tokenizer.pad_token_id,
         compute_dtype=engine.dtype,
         skeleton=not engine.holds_model,
+        rows=prepared.vocabulary.rows,
     )
     if with_adapter and resolved.adapter is not None:
-        return adapted(resolved, build(resolved.adapter), model, base=directory)
+        new = prepared.vocabulary.new_ids
+        return adapted(resolved, build(resolved.adapter), model, base=directory, new_tokens=new)
     return model

@@ -18,6 +18,7 @@ from bumblecore_core.toolkit.adapters import adapter_chain, fold_in
 from bumblecore_core.toolkit.library_errors import library_message
 from bumblecore_core.toolkit.loaded_weights import check_loaded_weights
 from bumblecore_core.toolkit.model_config import read_model_config, refuse_encoder
+from bumblecore_core.toolkit.new_tokens import resize_embeddings, vocabulary_size
 from bumblecore_core.toolkit.packages import MODEL_LIBRARIES, require_supported
 from bumblecore_core.toolkit.quiet import quiet_transformers
 from bumblecore_core.toolkit.scorers import SCORE_WEIGHT, make_scorer_config, names_scorer, refuse_scorer, score_of
@@ -58,6 +59,7 @@ def build_model(
     head: ModelHead = "language_model",
     pad_token_id: int | None = None,
     skeleton: bool = False,
+    rows: int | None = None,
 ) -> Any:
     """A causal language model on the CPU, in evaluation mode when loaded; the engine moves and casts it.
 
@@ -69,7 +71,8 @@ def build_model(
     an adapter, its base is loaded and the adapter folded in, which wants float32. `compute_dtype`: what weights
     will be cast to (see `compute_dtypes.prepare_cast`). `attention` is a name that transformers knows (see
     `attention.select_attention`); it is not written to a saved config.json. `skeleton`: the same model without weights:
-    parameters have shape and dtype and no memory.
+    parameters have shape and dtype and no memory. `rows`: the embeddings get as many rows where they have fewer (see
+    `new_tokens.resize_embeddings`).
 
     Raises `ModelError`: BC029 (a weight file is missing), BC030 (missing, unexpected, misshapen or wrongly loaded
     weights), BC064 (anything else that keeps the model from loading), and `ConfigError` BC039 where the model has no
@@ -87,9 +90,11 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "init"))
         if skeleton:
+            _set_rows(config, rows)
             dtype = dtype or torch.float32
             model = without_memory(lambda: _from_config(config, directory, head, dtype=dtype, **options))
         elif from_config:
+            _set_rows(config, rows)
             model = _from_config(config, directory, head, **options)
         else:
             dtype = dtype or stored_dtype(directory)
@@ -106,15 +111,24 @@ def build_model(
     if not from_config and not skeleton:
         for adapter in adapters:
             model = fold_in(model, adapter)
+        resize_embeddings(model, rows)
     prepare_for_text(model)
     if gradient_checkpointing:
         _enable_checkpointing(model)
     return model
 
 
-def meta_model(directory: Path, *, trust_remote_code: bool = False, head: ModelHead = "language_model") -> Any:
-    """The model without memory for its weights (meta device): for counting, planning, and finding modules by name."""
+def meta_model(
+    directory: Path,
+    *,
+    trust_remote_code: bool = False,
+    head: ModelHead = "language_model",
+    rows: int | None = None,
+) -> Any:
+    """The model without memory for its weights (meta device): for counting, planning, and finding modules by name.
+    `rows`: see `build_model`."""
     config = load_config(directory, trust_remote_code=trust_remote_code)
+    _set_rows(config, rows)
     if head == "score":
         make_scorer_config(config, None)
     with torch.device("meta"):
@@ -142,25 +156,6 @@ def parameter_counts(model: Any) -> ParameterCounts:
     )
 
 
-def check_vocabulary(config: Any, tokenizer: Any, directory: Path) -> None:
-    """Raises `ModelError` BC027 where the tokenizer can produce an id that has no row in the embedding.
-
-    More rows than ids are common (padded to a multiple) and harmless.
-    """
-    rows = getattr(config.get_text_config(), "vocab_size", None)
-    largest = max(tokenizer.get_vocab().values(), default=-1)
-    if rows is None or largest < rows:
-        return
-    raise one(
-        ModelError,
-        "BC027",
-        f"the tokenizer has ids up to {largest} ({len(tokenizer)} tokens), the model's embedding has {rows} rows",
-        f"Use this model's tokenizer; to train from config.json, set its vocab_size to {largest + 1} or more",
-        place=str(directory / "config.json"),
-        field="model.tokenizer",
-    )
-
-
 def check_positions(config: Any, longest: int) -> tuple[str, ...]:
     """A warning where the longest example has more tokens than the model was made for. Raises `ConfigError` BC039 where
     the model has no positions beyond (rotary ones can be computed for any length, a learned table ends)."""
@@ -172,6 +167,12 @@ def check_positions(config: Any, longest: int) -> tuple[str, ...]:
     if getattr(text, "rope_parameters", None) or getattr(text, "rope_theta", None):
         return (problem,)
     raise one(ConfigError, "BC039", problem, f"Set it to {positions} or less", field="data.max_length")
+
+
+def _set_rows(config: Any, rows: int | None) -> None:
+    """Has a config describe embeddings of `rows` rows, where it describes fewer."""
+    if rows is not None and rows > (vocabulary_size(config) or 0):
+        config.get_text_config().vocab_size = rows
 
 
 def _from_config(

@@ -60,6 +60,7 @@ def plan_run(resolved: ResolvedRun, registry: Registry, switches: PluginSwitches
                 ("adapter", about),
                 *tower_features(model, saved=resolved.adapter is None),
                 ("loss", resolved.loss.record.name),
+                *prepared.vocabulary.features,
                 *about_routers,
                 *attention.features,
                 *engine.features(),
@@ -76,18 +77,19 @@ def _planned_model(prepared: Prepared) -> tuple[Any, str, tuple[str, ...]]:
     resolved = prepared.resolved
     trust = resolved.config.model.trust_remote_code
     head = resolved.stage.record.head
-    model = meta_model(prepared.model_dir, trust_remote_code=trust, head=head)
+    rows, new_ids = prepared.vocabulary.rows, prepared.vocabulary.new_ids
+    model = meta_model(prepared.model_dir, trust_remote_code=trust, head=head, rows=rows)
     if resolved.adapter is None:
         return model, *described(resolved, None, model)
     adapter: Adapter = build(resolved.adapter)
     try:
         with quietly():  # an adapter's saved weights go nowhere here
-            model = adapted(resolved, adapter, model, base=prepared.model_dir)
+            model = adapted(resolved, adapter, model, base=prepared.model_dir, new_tokens=new_ids)
         return model, *described(resolved, adapter, model)
     except PluginError as error:
         if error.__cause__ is None:  # it returned the wrong thing
             raise
         # It needs numbers where there are none, which says nothing against the run itself.
         warning = f"what the adapter trains is known only once the weights are there: {error.problems[0].problem}"
-        untouched = meta_model(prepared.model_dir, trust_remote_code=trust, head=head)
+        untouched = meta_model(prepared.model_dir, trust_remote_code=trust, head=head, rows=rows)
         return untouched, resolved.adapter.name, (warning,)

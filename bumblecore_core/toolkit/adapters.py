@@ -24,11 +24,13 @@ from bumblecore_core.toolkit.adapter_tensors import (
     peft_errors,
     quietly,
 )
+from bumblecore_core.toolkit.generation import take_generation_config
 from bumblecore_core.toolkit.json_files import read_json_object
 from bumblecore_core.toolkit.library_errors import library_message
 from bumblecore_core.toolkit.limits import Exceeded, piece
 from bumblecore_core.toolkit.loaded_weights import check_loaded_weights
 from bumblecore_core.toolkit.model_config import read_model_config
+from bumblecore_core.toolkit.new_tokens import adapter_rows, resize_for_adapter, stated_rows, vocabulary_size
 from bumblecore_core.toolkit.packages import MODEL_LIBRARIES, require_supported
 from bumblecore_core.toolkit.regular_files import require_readable_directory
 from bumblecore_core.toolkit.scorers import SCORE_WEIGHT, is_scorer, make_scorer_config
@@ -138,6 +140,7 @@ def fold_in(model: Any, directory: Path) -> Any:
     every parameter trainable. Folding rounds in the model's dtype: load it in float32. Raises `ModelError`."""
     config = read_adapter_config(directory)
     config.inference_mode = False  # what was trained is what must be in the file
+    resize_for_adapter(model, directory)
     config.task_type = None  # folding needs none, and a language model's adapter goes into a reward model so
     adapter = attached(model, config, directory)
     load_weights(adapter, directory)
@@ -146,6 +149,7 @@ def fold_in(model: Any, directory: Path) -> Any:
         raise one(ModelError, "BC064", problem, fix, place=str(directory), field="model.path")
     with peft_errors(directory, "model.path"):
         merged = adapter.merge_and_unload(safe_merge=True)  # refuses weights that are not finite
+    take_generation_config(merged, directory)
     for parameter in merged.parameters():
         parameter.requires_grad_(True)
     merged.name_or_path = str(directory)
@@ -181,7 +185,6 @@ def load_model(
             str(base),
             config=config,
             dtype="auto",
-            attn_implementation="sdpa",
             local_files_only=True,
             trust_remote_code=trust_remote_code,
         )
@@ -195,11 +198,23 @@ def load_model(
     check_loaded_weights(model, base, fresh=[SCORE_WEIGHT] if adapters else [])  # an adapter can bring its own score
     dtype = dtype or model.dtype
     if adapters:
+        resize_for_adapter(model, adapters[0])  # in the dtype in which the base was resized for training
         _cast(model, torch.float32)
     for adapter in adapters:
         model = fold_in(model, adapter)
     _cast(model, dtype)
     return model.eval()
+
+
+def save_config_if_resized(model: Any, directory: Path) -> None:
+    """Writes the config.json of an adapter's base to `directory`, next to the adapter, where its embeddings have more
+    rows than the files of the base: so loading the adapter knows how many."""
+    if not is_adapter(directory):
+        return
+    base, adapters = adapter_chain(directory)
+    stated = [stated_rows(base / "config.json"), *(adapter_rows(adapter) for adapter in adapters[:-1])]
+    if (vocabulary_size(model.config) or 0) > max(stated):
+        model.config.save_pretrained(directory)
 
 
 def _cast(model: Any, dtype: torch.dtype) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import socket
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,12 +20,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from bumblecore_core import BumbleError, ConfigError, ModelError
+from bumblecore_core import BumbleError, ConfigError
 from bumblecore_core.run.model import (
     build_model,
     check_positions,
-    check_vocabulary,
-    load_config,
     meta_model,
     parameter_counts,
 )
@@ -39,19 +36,6 @@ SIZES = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
 }
-
-
-@dataclass
-class Vocabulary:
-    """Stands for a tokenizer: ids from 0 to `largest`."""
-
-    largest: int
-
-    def get_vocab(self) -> dict[str, int]:
-        return {str(number): number for number in range(self.largest + 1)}
-
-    def __len__(self) -> int:
-        return self.largest + 1
 
 
 @pytest.fixture(scope="module")
@@ -145,17 +129,6 @@ def test_from_config_needs_no_weights(copy):
     (directory / "model.safetensors").unlink()
     assert build(directory, from_config=True) is not None
     assert (problem_of(directory).code, problem_of(directory).place) == ("BC029", str(directory))
-
-
-def test_row_27_a_tokenizer_with_ids_beyond_the_embedding(saved):
-    config = load_config(saved / "tied")
-    check_vocabulary(config, Vocabulary(39), saved / "tied")
-    with pytest.raises(ModelError) as caught:
-        check_vocabulary(config, Vocabulary(40), saved / "tied")
-    (problem,) = caught.value.problems
-    assert (problem.code, problem.field) == ("BC027", "model.tokenizer")
-    assert "ids up to 40 (41 tokens)" in problem.problem
-    assert "40 rows" in problem.problem
 
 
 def test_more_tokens_than_positions():

@@ -13,7 +13,9 @@ from bumblecore_core.errors import RunError, one
 from bumblecore_core.protocols import Adapter
 from bumblecore_core.run.checkpoint.manifest import FileEntry, Manifest, describe, write_manifest
 from bumblecore_core.run.files import disk_errors, final_path
+from bumblecore_core.toolkit.adapters import save_config_if_resized
 from bumblecore_core.toolkit.disk import put_in_place, sync
+from bumblecore_core.toolkit.generation import save_generation_config, save_model
 from bumblecore_core.toolkit.permissions import follow_umask
 from bumblecore_core.toolkit.processor_files import copy_processor_files
 
@@ -52,9 +54,11 @@ class ModelParts:
         if self.adapter is None:
             weights = {**state, **self.unchanged}
             with _quietly():
-                self.model.save_pretrained(directory, state_dict=weights, max_shard_size=self.max_shard_size)
+                save_model(self.model, directory, state_dict=weights, max_shard_size=self.max_shard_size)
         else:
             self.adapter.save(model=self.model, state=state, directory=directory)
+            save_generation_config(self.model, directory)
+            save_config_if_resized(self.model, directory)
         self.tokenizer.save_pretrained(directory)
         copy_processor_files(self.processor_files, directory, self.tokenizer)
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from bumblecore_core.config.resolved import ResolvedRun
+from bumblecore_core.errors import ConfigError, one
 from bumblecore_core.protocols import Stage
 from bumblecore_core.registry import Registry
 from bumblecore_core.run.data.plan import BatchPlan, PlanOptions
@@ -90,3 +91,15 @@ def evaluation_warnings(store: TokenStore, eval_store: TokenStore) -> list[str]:
     lines = [line for line in report.warning_lines() if line.startswith(("BC066", "BC075"))]
     lines += [f"{count:,} evaluation rows skipped: {reason}" for reason, count in report.skipped_lines()]
     return [f"{line} ({eval_store.directory})" for line in lines]
+
+
+def require_rows(resolved: ResolvedRun, stage: Stage, world_size: int) -> None:
+    """Raises `ConfigError` BC039 where optimizer steps hold fewer rows than the stage needs."""
+    config, least = resolved.config, getattr(stage, "least_rows", 1)
+    rows = config.train.micro_batch_size * config.train.gradient_accumulation_steps * world_size
+    if rows < least and not config.data.packing:
+        problem = (
+            f"the stage '{resolved.stage.name}' with these options needs {least} rows or more in an optimizer step"
+        )
+        fix = f"Raise it, or train.gradient_accumulation_steps, to {least} or more, or change the stage's options"
+        raise one(ConfigError, "BC039", problem, fix, field="train.micro_batch_size")

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from bumblecore_core import ModelError, one
+from bumblecore_core.toolkit.generation import save_model
 from bumblecore_core.toolkit.outputs import MODEL_OUTPUT, check_output_directory, force_option, write_output_directory
 from bumblecore_core.toolkit.terminal import echo
 
@@ -62,7 +63,7 @@ def write(out: Path, model: Any, tokenizer: Any, files: tuple[Path, ...]) -> Non
     logging.disable_progress_bar()
 
     def save(directory: Path) -> None:
-        model.save_pretrained(directory)
+        save_model(model, directory)
         tokenizer.save_pretrained(directory)
         copy_processor_files(files, directory, tokenizer)
 

@@ -1,0 +1,58 @@
+"""What a run saves can be served as it is: plain transformers ends a reply where training ended it."""
+
+import json
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lora_runs import call, lora_bench
+from workbench import sft_settings, write_config
+
+ENDOFTEXT, IM_END = 0, 2
+QUESTION = [{"role": "user", "content": "the cat"}]
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    """A base whose config names <|endoftext|> as the end, and one chat row that it learns by heart."""
+    bench = lora_bench(tmp_path_factory.mktemp("served"), eos_token_id=ENDOFTEXT)
+    row = {"instruction": "the cat", "input": "", "output": "sat on a mat"}
+    (bench / "chat.json").write_text(json.dumps([row] * 4))
+    return bench
+
+
+def run(bench, name, adapter=None, **train):
+    settings = sft_settings(bench, bench / "base", **train)
+    settings |= {"output_dir": str(bench / name), "adapter": adapter}
+    settings["loggers"] = []
+    assert call("run", write_config(bench / f"{name}.yaml", **settings)) == 0
+    return bench / name / "final"
+
+
+def ends(directory):
+    return json.loads((directory / "generation_config.json").read_text())["eos_token_id"]
+
+
+def test_transformers_ends_the_reply(bench):
+    final = run(bench, "full", max_steps=40)
+    assert ends(final) == [ENDOFTEXT, IM_END]
+    assert json.loads((final / "config.json").read_text())["eos_token_id"] == [ENDOFTEXT, IM_END]
+    tokenizer, model = AutoTokenizer.from_pretrained(final), AutoModelForCausalLM.from_pretrained(final)
+    prompt = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_tensors="pt")
+    output = model.generate(**prompt, max_new_tokens=40, do_sample=False)
+    assert tokenizer.decode(output[0, prompt["input_ids"].shape[1] :]) == "sat on a mat<|im_end|>"
+
+
+def test_an_adapter_and_what_is_merged_of_it_end_there_too(bench):
+    final = run(bench, "lora", adapter={"name": "lora", "rank": 2}, max_steps=1)
+    assert ends(final) == [ENDOFTEXT, IM_END]
+    assert call("merge", final, bench / "merged") == 0
+    assert ends(bench / "merged") == [ENDOFTEXT, IM_END]
+
+
+def test_plain_texts_change_nothing(bench):
+    settings = sft_settings(bench, bench / "base", max_steps=1)
+    settings |= {"stage": "continue_pretrain", "output_dir": str(bench / "text"), "loggers": []}
+    settings["data"]["path"] = str(bench / "text.jsonl")
+    assert call("run", write_config(bench / "text.yaml", **settings)) == 0
+    assert ends(bench / "text" / "final") == ENDOFTEXT
