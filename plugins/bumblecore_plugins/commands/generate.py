@@ -5,32 +5,19 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from bumblecore_core import DataError, ModelError, RowError, one
 from bumblecore_core.toolkit.terminal import echo, to_json
-
-if TYPE_CHECKING:
-    import torch
+from bumblecore_plugins.commands.decoding import Sampling, continuations
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 """What stands for a byte of an argument that is not UTF-8, and can be escaped in JSON; no tokenizer takes it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How to continue a prompt. `temperature` 0 is greedy; `stop`: ids that end a reply; `pad`: id that fills up."""
-
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    stop: tuple[int, ...]
-    pad: int
 
 
 @click.command()
@@ -94,8 +81,9 @@ def generate(
         )
     show = echo if sys.stdout.isatty() else click.echo  # a pipe gets each reply unchanged
     torch.manual_seed(seed)
+    note = partial(echo, err=True)
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=tuple(stop), pad=pad)
-    for text, ids in zip(texts, continuations(lm, encoded, sampling, batch_size), strict=True):
+    for text, ids in zip(texts, continuations(lm, encoded, sampling, batch_size, note), strict=True):
         finished = bool(ids) and ids[-1] in stop
         answer = tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True)
         if as_json:
@@ -197,35 +185,3 @@ def stop_ids(tokenizer: Any, model: Any, *, chat: bool) -> list[int]:
     ids += [token for token in named if 0 <= token < rows]
     ids += ChatTemplate(tokenizer).end_of_turn_ids() if chat else []
     return list(dict.fromkeys(ids))
-
-
-def continuations(model: Any, prompts: Sequence[list[int]], sampling: Sampling, batch_size: int) -> Iterator[list[int]]:
-    """New token ids for each prompt, in order, up to and including the id that ended it."""
-    from transformers import GenerationConfig
-
-    greedy = sampling.temperature == 0
-    model.generation_config = GenerationConfig(
-        max_new_tokens=sampling.max_new_tokens,
-        do_sample=not greedy,
-        temperature=None if greedy else sampling.temperature,
-        top_p=None if greedy else sampling.top_p,
-        top_k=None if greedy else 0,
-        eos_token_id=list(sampling.stop) or None,
-        pad_token_id=sampling.pad,
-    )
-    for start in range(0, len(prompts), batch_size):
-        ids, mask = _left_padded(prompts[start : start + batch_size], sampling.pad)
-        output = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
-        for new in output[:, ids.shape[1] :].tolist():
-            end = next((at + 1 for at, token in enumerate(new) if token in sampling.stop), len(new))
-            yield new[:end]
-
-
-def _left_padded(prompts: Sequence[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, T) ids and attention mask, prompts at the right edge."""
-    import torch
-
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    return ids, mask

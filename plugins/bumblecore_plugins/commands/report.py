@@ -53,7 +53,8 @@ def answers(record: RunRecord, prompts: Sequence[str]) -> list[Answer]:
     Raises `ModelError` BC064 where there is no final model, and what `bumble generate` raises.
     """
     from bumblecore_core.toolkit.tokenizers import load_tokenizer, resolve_model_dir
-    from bumblecore_plugins.commands.generate import Sampling, continuations, encode_prompts, load_model, stop_ids
+    from bumblecore_plugins.commands.decoding import Sampling, continuations
+    from bumblecore_plugins.commands.generate import encode_prompts, load_model, stop_ids
 
     directory = resolve_model_dir(record.directory)
     tokenizer = load_tokenizer(directory)
