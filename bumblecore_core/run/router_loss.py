@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -41,11 +40,9 @@ class RouterTraining:
     coefficient: float = 0.0
     """What the auxiliary loss is multiplied by."""
 
-    @contextmanager
-    def recorded(self) -> Iterator[Routing]:
+    def recorded(self) -> AbstractContextManager[Routing]:
         """Records the routers inside the context."""
-        with recorded(self.routers) as routing:
-            yield routing
+        return recorded(self.routers)
 
     def complete(self, output: StepOutput, routing: Routing) -> StepOutput:
         """A micro-batch's output with the auxiliary loss and the assignments of its experts.

@@ -185,7 +185,7 @@ def test_bf16_adds_the_loss_in_float32():
     output = make_module(model, COEFFICIENT)(batch)
     output.loss_sum.backward()
     assert output.loss_sum.dtype == torch.float32
-    added = output.loss_sum - output.metrics["task_loss"].total
+    added = output.loss_sum.detach() - output.metrics["task_loss"].total
     assert float(added) == pytest.approx(COEFFICIENT * float(output.metrics["router_aux_loss"].total), rel=1e-3)
     assert model.model.layers[0].mlp.gate.weight.grad.abs().max() > 0
 
@@ -206,3 +206,15 @@ def test_lora_is_trained_by_the_auxiliary_loss_too():
     (total + COEFFICIENT * count * auxiliary).backward()
     assert_same_gradients(results[1], gradients(wrapped))
     assert any(not torch.allclose(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_a_router_that_is_trained_in_full_next_to_lora_is_recorded_once():
+    import peft
+
+    model, batch = make_experts(make_config("Mixtral")), batch_of((7, 4))
+    settings = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["gate"])
+    output = make_module(peft.get_peft_model(model, settings), COEFFICIENT)(batch)
+    assert output.expert_assignments.sum(1).tolist() == [11 * TOP_K] * 2
+    output.loss_sum.backward()
+    trained = [name for name, gradient in gradients(model).items() if "gate." in name and gradient.abs().max() > 0]
+    assert [name.split(".mlp.")[1] for name in trained] == ["gate.modules_to_save.default.weight"] * 2
