@@ -1,5 +1,6 @@
 """Every test has a cache of its own and no network."""
 
+import itertools
 import os
 
 import pytest
@@ -29,6 +30,13 @@ def _no_fsync():
         yield
 
 
+@pytest.fixture(scope="session")
+def _caches(tmp_path_factory):
+    """Directories for one test each. `mktemp` would list the thousands of others to number each."""
+    root, numbers = tmp_path_factory.mktemp("caches"), itertools.count()
+    return (root / str(number) for number in numbers)
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("BUMBLE_CACHE", str(tmp_path_factory.mktemp("cache")))
+def _own_cache(_caches, monkeypatch):
+    monkeypatch.setenv("BUMBLE_CACHE", str(next(_caches)))

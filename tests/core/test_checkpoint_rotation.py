@@ -101,7 +101,7 @@ def contents(root):
     return found
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(sets(14), limits, st.randoms(use_true_random=False))
 def test_exactly_the_outdated_go(ones, limit, random):
     root = Path("out")
@@ -112,7 +112,7 @@ def test_exactly_the_outdated_go(ones, limit, random):
     assert [one.path for one in gone] == [checkpoint_path(root, step) for step in expected_to_go(ones, limit)]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(sets(14), limits)
 def test_a_second_look_finds_nothing_more(ones, limit):
     root = Path("out")
@@ -124,7 +124,7 @@ def test_a_second_look_finds_nothing_more(ones, limit):
     assert best(rest) == best([one for one in values if one.manifest])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(sets(10))
 def test_the_best_has_the_lowest_loss_that_is_a_number_and_is_the_earliest_of_equals(ones):
     found = best([as_value(Path("out"), one) for one in ones])

@@ -47,14 +47,14 @@ def wild_file(tmp_path_factory):
     return tmp_path_factory.mktemp("wild") / "run.yaml"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.dictionaries(KEYS, VALUES, max_size=8))
 def test_wild_files(wild_file: Path, data: dict[str, object]):
     wild_file.write_text(dump(data), encoding="utf-8")
     outcome(wild_file)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(changes=st.lists(st.tuples(st.lists(KEYS | st.sampled_from("012"), min_size=1, max_size=4), VALUES), max_size=4))
 def test_wild_overrides_of_a_good_file(wild_file: Path, changes: list[tuple[list[str], object]]):
     wild_file.write_text(MINIMAL, encoding="utf-8")
@@ -62,7 +62,7 @@ def test_wild_overrides_of_a_good_file(wild_file: Path, changes: list[tuple[list
     outcome(wild_file, tuple(flow))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(text=st.text(max_size=20) | st.from_regex(r"[a-z.]{0,8}=[\[\]{}a-z:,0-9 !&*]{0,8}", fullmatch=True))
 def test_wild_override_strings(wild_file: Path, text: str):
     wild_file.write_text(MINIMAL, encoding="utf-8")

@@ -163,7 +163,7 @@ def test_the_parser_stops_at_too_many_values():
     assert [problem[:2] for problem in problems("x: 1\na:\n" + "- 1\n" * 30_000)] == [("BC068", "run.yaml:19999:1")]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.text(alphabet=st.sampled_from(list("ab:-[]{}#&*!|>'\"%@`,?\n\t \\0x1e.<~\x00\ud800é")), max_size=60))
 def test_no_text_gives_anything_but_data_or_an_error(text: str):
     with contextlib.suppress(ConfigError):
@@ -181,7 +181,7 @@ PLAIN = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.dictionaries(WORDS, PLAIN, max_size=4))
 def test_what_is_written_is_read_back(data: dict[str, object]):
     text = dump(data)

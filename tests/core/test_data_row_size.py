@@ -132,7 +132,7 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(pieces=st.lists(st.tuples(SPACE, PIECES, SPACE), max_size=6), array=st.booleans(), block=st.integers(1, 9))
 def test_the_size_of_the_window_changes_nothing(tmp_path_factory, pieces, array, block):
     text = ",".join("".join(piece) for piece in pieces)

@@ -103,14 +103,14 @@ def again(tree, directory):
     return read_state(directory, "state")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(trees)
 def test_a_tree_is_read_back_with_equal_types_and_bits(tree):
     with tempfile.TemporaryDirectory() as directory:
         assert_same(tree, again(tree, Path(directory)))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(tensors(), min_size=2, max_size=5), st.data())
 def test_tensors_under_confusable_names_stay_apart(values, data):
     names = st.sampled_from(["a", "a.b", "b", "0", "0.0", "a.0", 0, 1, "1", "key", (0, "a"), "(0, 'a')"])
@@ -214,7 +214,7 @@ def test_a_key_that_cannot_be_read_back_is_refused(key, tmp_path):
     assert caught.value.problems[0].field.startswith("state.outer")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(trees)
 def test_a_copy_equals_and_shares_nothing_that_can_change(tree):
     copy = copied(tree)

@@ -71,7 +71,7 @@ def same_as_left_alone(bench: Path, name: str) -> None:
     assert not [path.name for path in (bench / name).iterdir() if path.name.endswith((".writing", ".outgoing"))]
 
 
-@pytest.mark.parametrize("seed", [*range(5), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(5, 20))])
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 20))])
 def test_a_run_killed_at_a_random_time_ends_in_the_same_weights(bench, seed):
     survive(bench, f"once-{seed}", seed)
 

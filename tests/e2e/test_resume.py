@@ -25,7 +25,10 @@ CASES = {
     "foreground": {"checkpoint": {"background": False}},
     "several steps an event": {"train": {"logging_steps": 4}},
 }
-SLOW = {"plain", "pure bf16", "foreground"}
+FAST = [
+    *(("pretrain", case) for case in ("dropout", "packing", "plateau")),
+    *(("sft", case) for case in ("dropout", "bf16 with masters", "several steps an event")),
+]
 SAVE_POINTS = {"mid-epoch": 3, "epoch boundary": 7, "in the second epoch": 8, "at the end": STEPS}
 
 
@@ -40,12 +43,17 @@ def stage(request):
 
 
 @pytest.fixture(
-    scope="module", params=[pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in CASES]
+    scope="module",
+    params=[
+        pytest.param((stage, case), marks=() if (stage, case) in FAST else pytest.mark.slow, id=f"{case}-{stage}")
+        for stage in ("pretrain", "sft")
+        for case in CASES
+    ],
 )
-def whole(request, bench, stage):
-    """(case, directory) of a run without a break that saved at every step."""
-    case = CASES[request.param]
-    name = f"whole-{stage}-{request.param.replace(' ', '-')}"
+def whole(request, bench):
+    """(stage, case, directory) of a run without a break that saved at every step."""
+    stage, name = request.param
+    case, name = CASES[name], f"whole-{stage}-{name.replace(' ', '-')}"
     assert run(bench, settings_of(bench, stage, name, **case)) == 0
     return stage, case, bench / name
 

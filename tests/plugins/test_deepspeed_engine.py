@@ -1,12 +1,14 @@
 """Steps of the engine `deepspeed` at every stage against the engine `torch`: scaling, clipping, skipping, masters."""
 
 import gc
+import importlib
 import math
 
 import pytest
 import torch
 from engine_twin import Wrapped, adamw, batch, groups, tiny
 
+import zero_runs
 from bumblecore_core import ConfigError, EngineContext, ModelError
 from bumblecore_plugins.engines import DeepSpeedOptions, TorchOptions
 from bumblecore_plugins.engines.deepspeed_engine import DeepSpeedEngine
@@ -22,11 +24,8 @@ DTYPES = ("fp32", "bf16")
 @pytest.fixture(autouse=True, scope="module")
 def _imports_are_no_garbage():
     """DeepSpeed collects garbage at many points. Without what imports made, a collection takes no time."""
-    import deepspeed
-    from torch import _dynamo
-
-    assert deepspeed
-    assert _dynamo
+    for module in ("torch._dynamo", *zero_runs.IMPORTS):
+        importlib.import_module(module)
     gc.collect()
     gc.freeze()
     yield

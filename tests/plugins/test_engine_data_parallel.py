@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 from engine_twin import batch, engine, tiny, train
+
+from forked_ranks import run_ranks
 
 BATCHES = [[batch(10 * step + at, tokens=8 + at) for at in range(6)] for step in range(3)]
 
@@ -81,34 +79,17 @@ def _both(step: int, micro: int) -> list:
     return both if micro == 1 else [*both[:-1], None]
 
 
-def launch(code: str, directory: Path, *arguments: str, ranks: int = 2) -> list[subprocess.Popen]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(Path(__file__).parent), str(directory), *arguments],
-            env={
-                **os.environ,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(ranks),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-                "OMP_NUM_THREADS": "1",
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
+def launch(code: str, directory: Path) -> tuple[list[int], str]:
+    """(exit codes, output) of two ranks that run `code`."""
+    (directory / "code.py").write_text(code)
+    arguments = str(Path(__file__).parent), str(directory)
+    done = run_ranks(directory / "code.py", *arguments, ranks=2, timeout=600, codes=directory / "codes.json")
+    return json.loads((directory / "codes.json").read_text()), done.stdout + done.stderr
 
 
 def test_two_processes_train_as_one(tmp_path):
-    processes = launch(WORKER, tmp_path)
-    said = [process.communicate(timeout=90)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
+    codes, said = launch(WORKER, tmp_path)
+    assert codes == [0, 0], said
     results = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     weights = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
 
@@ -152,7 +133,6 @@ except BumbleError as error:
 
 
 def test_a_process_that_dies_ends_the_others_with_an_error(tmp_path):
-    processes = launch(LONELY, tmp_path)
-    said = [process.communicate(timeout=60)[0] for process in processes]
-    assert [process.returncode for process in processes] == [2, 3], said
-    assert "BC067: summing gradients over processes failed" in said[0]
+    codes, said = launch(LONELY, tmp_path)
+    assert codes == [2, 3], said
+    assert "BC067: summing gradients over processes failed" in said

@@ -8,16 +8,26 @@ import math
 import pytest
 import torch
 from click.testing import CliRunner
+from markupsafe import Markup
 
+from bumblecore_plugins.commands import report_charts
 from bumblecore_plugins.commands.generate import generate
 from bumblecore_plugins.commands.report import CONTROLS
 from bumblecore_plugins.commands.report_parts import bytes_shown, count_shown, duration, shown
 from report_pages import INFO, history, invoke, page_of, problem_of, write_run
 from workbench import make_model_config, make_tokenizer
 
+
+@pytest.fixture
+def _no_drawing(monkeypatch):
+    """For tests that look at other parts of a page than its charts, which take half a second to draw."""
+    monkeypatch.setattr(report_charts, "inline_svg", lambda figure, name, label: Markup("<svg></svg>"))
+
+
 # runs of every sort
 
 
+@pytest.mark.usefixtures("_no_drawing")
 def test_a_failed_run_says_why(tmp_path):
     info = {**INFO, "status": "failed", "steps": 41, "problem": "BC057 rows.jsonl:3: the loss was not finite."}
     page = page_of(write_run(tmp_path / "run", info=info))
@@ -27,6 +37,7 @@ def test_a_failed_run_says_why(tmp_path):
     assert page.tiles()["latest training loss"] == "1.1500at step 60"
 
 
+@pytest.mark.usefixtures("_no_drawing")
 def test_a_run_that_goes_on(tmp_path):
     info = {key: INFO[key] for key in list(INFO)[:7]} | {"status": "running"}
     page = page_of(write_run(tmp_path / "run", info=info, events=history(35)))
@@ -55,6 +66,7 @@ def test_a_run_without_an_info_file_leaves_its_parts_out(tmp_path):
     assert page.tiles()["steps"] == "60"
 
 
+@pytest.mark.usefixtures("_no_drawing")
 def test_a_run_without_a_lock(tmp_path):
     run = write_run(tmp_path / "run")
     (run / "run.lock.json").unlink()
@@ -74,6 +86,7 @@ def test_values_that_are_not_finite(tmp_path):
     assert "best evaluation loss" not in page_of(write_run(tmp_path / "none", events=nothing)).tiles()
 
 
+@pytest.mark.usefixtures("_no_drawing")
 def test_a_resumed_run_says_from_where_it_was_timed(tmp_path):
     page = page_of(write_run(tmp_path / "run", info={**INFO, "first_step": 40}))
     assert page.tiles()["steps"] == "60of 60, resumed at 40"
@@ -101,6 +114,7 @@ def test_how_values_are_written():
 # where it goes, and errors
 
 
+@pytest.mark.usefixtures("_no_drawing")
 def test_it_says_where_the_page_is_and_how_large(tmp_path):
     run = write_run(tmp_path / "run")
     result = invoke(run, "-o", tmp_path / "page.html")
@@ -140,6 +154,7 @@ def test_files_that_hold_something_else(tmp_path, name, content):
     assert problem_of(run).code == "BC064"
 
 
+@pytest.mark.usefixtures("_no_drawing")
 def test_targets_that_cannot_be_written(tmp_path):
     run = write_run(tmp_path / "run")
     (tmp_path / "file").write_text("something of mine")
@@ -171,6 +186,7 @@ def asked(tmp_path_factory):
     return run
 
 
+@pytest.mark.usefixtures("_no_drawing")
 @pytest.mark.parametrize("reads", ["chat", "text"])
 def test_answers_are_those_of_generate(asked, reads):
     (asked / "run.info.json").write_text(json.dumps({**INFO, "reads": reads}))
