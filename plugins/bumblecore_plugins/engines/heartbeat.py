@@ -28,6 +28,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LONGEST_PERIOD = 5.0  # seconds between two heartbeats
 SHORTEST_LIMIT = 10.0  # seconds: a process on a loaded machine may be late by some
 STOPPING = 3.0  # seconds that a rank takes to leave
+RAISING = 2.0  # seconds that a rank has to raise the error itself once another one is lost
 CLEANING_UP = 20.0  # seconds that a rank has to end once it has raised the error
 GONE_ON_SIGNAL = 15.0  # seconds of silence after which a signal ends this process, since nothing can be saved any more
 FIX = "Look at that process, its machine and the network; the same command resumes from the newest checkpoint"
@@ -202,7 +203,7 @@ class Heartbeat:
 
     def _judge(self, received: int, since_lost: float) -> None:
         failing = self._failing_since and time.monotonic() - self._failing_since < CLEANING_UP
-        if since_lost > 2.0 + self.limit / 20 and not failing:
+        if since_lost > RAISING + self.limit / 20 and not failing:
             self._end(one(RunError, "BC067", self.lost(), FIX))
         gone = min(self.limit, max(GONE_ON_SIGNAL, 3 * self.period))
         silent = next((peer.words for peer in self._peers if peer.silence >= gone or peer.dead), "")
