@@ -170,7 +170,7 @@ def _count(calls: Sequence[tuple[torch.Tensor, torch.Tensor | None]], top_k: int
         if selection is None:
             if top_k is None or logits.ndim != 2:  # Doge's logits are of product keys, not of experts
                 return None
-            selection = logits.detach().topk(top_k, dim=-1).indices
+            selection = logits.topk(top_k, dim=-1).indices
         chosen = selection.flatten().long()
         count.scatter_add_(0, chosen, torch.ones_like(chosen))  # bincount would synchronize with the GPU
     return count

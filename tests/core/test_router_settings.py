@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import transformers
@@ -130,6 +132,22 @@ def test_routers_are_found_behind_an_adapter():
     assert [router.module for router in find_routers(wrapped)] == [layer.mlp.gate for layer in model.model.layers]
     training, _ = router_training(wrapped, 0.1)
     assert training.auxiliary.experts == EXPERTS
+
+
+def test_every_form_in_which_a_class_declares_its_routers(monkeypatch):
+    model = meta(make_config("Mixtral"))
+    routers = [layer.mlp.gate for layer in model.model.layers]
+    kind = type(routers[0])
+    inside = SimpleNamespace(target_class=kind, index=2, layer_name="layers.1.mlp")
+    forms = {
+        "a class, with the logits as its second output": (kind, [(routers[0], 1), (routers[1], 1)]),
+        "a part of the name": (inside, [(routers[1], 2)]),
+        "a list": ([inside, kind], [(routers[1], 2), (routers[0], 1)]),
+        "a name of a class only": (SimpleNamespace(target_class=None, class_name="Gate", index=0, layer_name=None), []),
+    }
+    for name, (declared, expected) in forms.items():
+        monkeypatch.setattr(transformers.MixtralPreTrainedModel, "_can_record_outputs", {"router_logits": declared})
+        assert [(router.module, router.index) for router in find_routers(model)] == expected, name
 
 
 def run(model):
