@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from bumblecore_core.run.model import build_model
 from bumblecore_plugins.engines.precision import cast
-from zoo.model_types import ROWS, tiny_config
+from zoo.model_types import tiny_config
+from zoo.rows import ROWS
 
 TYPES = {
     "gemma3_text": "embeddings are scaled by a computed buffer",
