@@ -20,7 +20,7 @@ from bumblecore_core.registry import PluginSwitches, Registry
 from bumblecore_core.run.adapt import adapted, described, lr_scales, require_trained_base
 from bumblecore_core.run.agree import on_all_ranks
 from bumblecore_core.run.attention_of_run import chosen_attention, shares_prefixes, single_document
-from bumblecore_core.run.attention_proof import require_proof
+from bumblecore_core.run.attention_proof import examine
 from bumblecore_core.run.blame import Plugin, breach
 from bumblecore_core.run.build import build, build_optimizer, build_scheduler, try_schedule
 from bumblecore_core.run.data.of_run import Shards, evaluation_warnings, plan_of, require_rows
@@ -206,10 +206,11 @@ def assemble(
     if len(made) < 2:
         wants = "`prepare` calls make_optimizer, then make_scheduler"
         raise breach(Plugin.of(resolved.engine.record), "prepared a run without an optimizer or a schedule", wants)
-    single, share = single_document(prepared), shares_prefixes(prepared) and attention.against_sharing is None
-    module.policy = engine.call(lambda: make_policy(model, one_document=single, share_prefixes=share))
+    leak, single = attention.against_isolation, single_document(prepared)
     if not attention.proven:
-        engine.call(lambda: require_proof(module.policy, several_documents=not single))
+        leak = engine.call(lambda: examine(model, several_documents=not single))
+    one_document, share = single or leak is not None, shares_prefixes(prepared) and attention.against_sharing is None
+    module.policy = engine.call(lambda: make_policy(model, one_document=one_document, share_prefixes=share))
     features = (
         ("adapter", about),
         *tower_features(model, saved=adapter is None),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -33,10 +33,6 @@ from bumblecore_core.toolkit.vision_language import auto_class, prepare_for_text
 from bumblecore_core.values import Batch
 
 CAUSAL_FIX = "Use a causal language model (an encoder needs is_decoder: true in its config.json), or another attention"
-LAYOUT_FIX = (
-    "Set train.micro_batch_size to 1 and data.packing to false (one document at a time needs no isolation), or choose "
-    "another model.attention"
-)
 CPU = torch.device("cpu")
 PLAIN = ("eager", "sdpa")
 """Implementations of transformers, one of which every model has."""
@@ -114,31 +110,25 @@ def verdict_on(
     )
 
 
-def require_proof(policy: Policy, *, several_documents: bool) -> None:
-    """The same of a model itself, on its own device in its own dtype, where no miniature can be built. Raises
-    `ModelError` BC065 for what is wrong with it."""
-    model: Any = policy.model
+def examine(model: Any, *, several_documents: bool) -> str | None:
+    """Why documents must be computed one per forward pass by a model for which there is no miniature, or None: the same
+    checks of the model itself, on its own device in its own dtype. Raises `ModelError` BC065 where it is not causal."""
     embedding = model.get_input_embeddings().weight
     vocabulary = whole_shape(embedding)[0]
     with undisturbed(model):
         try:
-            verdict = prove(
-                model_states(policy), vocabulary=vocabulary, device=embedding.device, isolation=several_documents
-            )
+            verdict = _proof(model, vocabulary, embedding.device, isolation=several_documents)
         except Exception as error:
             verdict = Verdict(causality=failure(error))
-    if (problem := verdict.causality or verdict.isolation) is not None:
-        raise against(model.config, problem, causal=verdict.causality is None)
+    if verdict.causality is not None:
+        raise not_causal(model.config, verdict.causality)
+    return verdict.isolation
 
 
-def against(config: Any, problem: str, *, causal: bool) -> BumbleError:
-    """BC065 for a model that is not `causal`, or that does not keep documents apart."""
-    model_type = getattr(config, "model_type", "?")
-    if causal:
-        problem, fix = f"the model (type {model_type}) does not keep documents apart ({problem})", LAYOUT_FIX
-    else:
-        problem, fix = f"the model (type {model_type}) cannot be trained as a causal one ({problem})", CAUSAL_FIX
-    return one(ModelError, "BC065", problem, fix, field="model.attention")
+def not_causal(config: Any, problem: str) -> BumbleError:
+    """BC065 for a model with which no document can be computed exactly."""
+    problem = f"the model (type {getattr(config, 'model_type', '?')}) cannot be trained as a causal one ({problem})"
+    return one(ModelError, "BC065", problem, CAUSAL_FIX, field="model.attention")
 
 
 def _place_of_proof(
@@ -164,18 +154,30 @@ def _verdict(
     device, dtype = place
     with quiet_trial():
         try:
-            policy = _policy(small, implementation, device=device, dtype=dtype)
-            return prove(
-                model_states(policy),
-                vocabulary=VOCABULARY,
-                device=device,
-                isolation=isolation,
-                shared_states=_shared_states(policy) if sharing else None,
-            )
+            model = _miniature(small, implementation).to(device=device, dtype=dtype)
+            return _proof(model, VOCABULARY, device, isolation=isolation, sharing=sharing)
         except Exception as error:
             unknown = isinstance(error, KeyError) and error.args == (implementation,)
             fixed = "this model type has its own attention implementations, and no other can be added"
             return Verdict(causality=fixed if unknown else failure(error))
+
+
+def _proof(model: Any, vocabulary: int, device: torch.device, *, isolation: bool, sharing: bool = False) -> Verdict:
+    """The verdict on all documents in one forward pass; where these do not stay apart, or without `isolation`, its
+    causality is that of one document per forward pass."""
+    together = Policy(model, one_document=not isolation)
+    verdict = prove(
+        model_states(together),
+        vocabulary=vocabulary,
+        device=device,
+        isolation=isolation,
+        shared_states=_shared_states(together) if sharing else None,
+    )
+    if verdict.isolation is None:
+        return verdict
+    alone = Policy(model, one_document=True)
+    causality = prove(model_states(alone), vocabulary=vocabulary, device=device, isolation=False).causality
+    return replace(verdict, causality=causality)
 
 
 @lru_cache(maxsize=64)
@@ -194,16 +196,14 @@ def _runs(small: ProofConfig, attention: str) -> bool:
         with torch.device("meta"):
             if sum(parameter.numel() for parameter in small.build(attention).parameters()) > MOST_PARAMETERS:
                 return False
-        states = model_states(_policy(small, attention))(document.batch([document.tokens(5)]))
+        states = model_states(Policy(_miniature(small, attention)))(document.batch([document.tokens(5)]))
     except Exception:
         return False
     return bool(torch.isfinite(states).all())
 
 
-def _policy(
-    small: ProofConfig, attention: str, *, device: torch.device = CPU, dtype: torch.dtype = torch.float32
-) -> Policy:
-    return Policy(make_miniature(lambda: small.build(attention)).to(device=device, dtype=dtype))
+def _miniature(small: ProofConfig, attention: str) -> Any:
+    return make_miniature(lambda: small.build(attention))
 
 
 def model_states(policy: Policy) -> States:

@@ -21,6 +21,7 @@ from bumblecore_core.protocols import Engine, Reference
 from bumblecore_core.registry import Registry
 from bumblecore_core.run.agree import on_all_ranks
 from bumblecore_core.run.assemble import Assembled, Prepared, load_start_model
+from bumblecore_core.run.attention_choice import AttentionChoice
 from bumblecore_core.run.attention_of_run import chosen_attention, shares_prefixes
 from bumblecore_core.run.blame import Plugin
 from bumblecore_core.run.data.fingerprint import cache_dir_of
@@ -107,7 +108,7 @@ def wanted_reference(prepared: Prepared, registry: Registry, engine: Engine) -> 
         reference.model if reference.model in (START, BASE) else "",
         None if starts is None else [starts.name, starts.options.model_dump(mode="json"), resolved.config.train.seed],
         code_and_config(directory, trust_remote_code=resolved.config.model.trust_remote_code),
-        _attention(prepared, registry, engine, directory),
+        _attention(prepared, registry, engine, directory).implementation,
         circumstances(prepared, engine),
         *prepared.vocabulary.features,  # more rows change every probability
     ]
@@ -141,12 +142,12 @@ def ask_before_training(
     return f"{wanted.words}, computed in {_ask_another(wanted, prepared, engine, attention):.1f} s and freed", warnings
 
 
-def _attention(prepared: Prepared, registry: Registry, engine: Engine, directory: Path) -> str:
-    """The attention of the reference model in `directory`, as transformers calls it."""
+def _attention(prepared: Prepared, registry: Registry, engine: Engine, directory: Path) -> AttentionChoice:
+    """The attention of the reference model in `directory`."""
     config = None
     if directory != prepared.model_dir:
         config = load_config(directory, trust_remote_code=prepared.resolved.config.model.trust_remote_code)
-    return chosen_attention(prepared, registry, engine, model_config=config).implementation
+    return chosen_attention(prepared, registry, engine, model_config=config)
 
 
 def ask_what_is_trained(wanted: Wanted, prepared: Prepared, assembled: Assembled, engine: Engine) -> str:
@@ -171,13 +172,13 @@ def _attach_kept(wanted: Wanted, prepared: Prepared, engine: Engine) -> tuple[bo
     return there, damaged
 
 
-def _ask_another(wanted: Wanted, prepared: Prepared, engine: Engine, attention: str) -> float:
+def _ask_another(wanted: Wanted, prepared: Prepared, engine: Engine, attention: AttentionChoice) -> float:
     """Loads the reference model, asks it, and lets it go. Seconds. A collective."""
     model = load_start_model(
         prepared,
         wanted.model_dir,
         engine,
-        attention=attention,
+        attention=attention.implementation,
         with_adapter=wanted.reference.model == START,
     )
     resolved = prepared.resolved
@@ -190,8 +191,8 @@ def _ask_another(wanted: Wanted, prepared: Prepared, engine: Engine, attention: 
         used_outside=head_parameters(model),
     )
     call = engine.frozen(module=module)
-    share = shares_prefixes(prepared)
-    module.policy = call(lambda: make_policy(model, share_prefixes=share))
+    apart, share = attention.against_isolation is None, shares_prefixes(prepared) and attention.against_sharing is None
+    module.policy = call(lambda: make_policy(model, one_document=not apart, share_prefixes=share))
     module.asks = REFERENCE_STEP
 
     def ask(batch: Batch) -> dict[str, torch.Tensor]:

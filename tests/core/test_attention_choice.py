@@ -47,6 +47,31 @@ def test_auto_takes_the_first_that_is_exact_and_says_why_not_the_better(family, 
     assert any(line.startswith(reason) for line in choice.lines), choice.lines
 
 
+@pytest.mark.parametrize(
+    ("family", "name", "chosen"),
+    [
+        ("state space", "auto", "varlen"),
+        ("convolution", "auto", "varlen"),
+        ("dynamic rope", "auto", "varlen"),
+        ("bloom", "auto", "eager"),
+        ("mpt", "auto", "eager"),
+        ("long rope", "sdpa", "sdpa"),
+        ("positions not passed on", "varlen", "varlen"),
+    ],
+)
+def test_a_model_that_keeps_no_documents_apart_computes_one_per_forward_pass(family, name, chosen):
+    choice = choose(family, name=name)
+    assert choice.name == chosen
+    assert "a document's hidden states" in choice.against_isolation
+    assert f"{chosen}; one document per forward pass: a document's" in dict(choice.features)["attention"]
+    assert choose(family, name=name, several_documents=False).against_isolation is None
+
+
+def test_a_named_attention_is_not_replaced_by_another():
+    with pytest.raises(BumbleError, match=r"^BC065 .*bloom.*varlen: a token's hidden state changes"):
+        choose("bloom", name="varlen")
+
+
 @pytest.mark.parametrize("name", [name for name in BROKEN if name != "shares_too_much"])
 def test_a_broken_attention_is_found_and_passed_over(name):
     choice = choose(records=[BROKEN[name]])
