@@ -64,7 +64,7 @@ def peft_adapter(shape: str, directory: Path) -> Path:
         warnings.simplefilter("ignore")
         model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **options))
         model.peft_config["default"].base_model_name_or_path = str(directory / "base")
-        moved(model).save_pretrained(directory / "adapter")
+        moved(model).save_pretrained(directory / "adapter", save_embedding_layers=False)
     return directory / "adapter"
 
 

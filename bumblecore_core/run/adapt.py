@@ -11,6 +11,8 @@ import torch
 from bumblecore_core.config.resolved import ResolvedRun
 from bumblecore_core.errors import ConfigError, one
 from bumblecore_core.protocols import Adapter
+from bumblecore_core.toolkit.adapter_tensors import token_parameters
+from bumblecore_core.toolkit.policy import head_parameters
 from bumblecore_core.toolkit.seeds import derive_seed
 
 
@@ -50,3 +52,9 @@ def described(resolved: ResolvedRun, adapter: Adapter | None, model: Any) -> tup
 def lr_scales(adapter: Adapter | None) -> Callable[[str], float]:
     """Factor on the learning rate by a parameter's name."""
     return (lambda name: 1.0) if adapter is None else (lambda name: adapter.lr_scale(name=name))
+
+
+def used_outside(model: Any) -> list[torch.nn.Parameter]:
+    """Parameters of a model, with an adapter in it or not, that are used outside their own module's forward pass: those
+    of a head that is read as data, and embeddings of which an adapter trains single rows."""
+    return head_parameters(model) + (token_parameters(model) if hasattr(model, "peft_config") else [])

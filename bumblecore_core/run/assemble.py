@@ -17,7 +17,7 @@ import torch
 from bumblecore_core.config.resolved import ResolvedRun
 from bumblecore_core.protocols import Adapter, Engine, Stage
 from bumblecore_core.registry import PluginSwitches, Registry
-from bumblecore_core.run.adapt import adapted, described, lr_scales, require_trained_base
+from bumblecore_core.run.adapt import adapted, described, lr_scales, require_trained_base, used_outside
 from bumblecore_core.run.agree import on_all_ranks
 from bumblecore_core.run.attention_of_run import chosen_attention, shares_prefixes, single_document
 from bumblecore_core.run.attention_proof import examine
@@ -41,7 +41,7 @@ from bumblecore_core.run.vocabulary import Vocabulary, extended_vocabulary
 from bumblecore_core.run.weights import stored_dtype
 from bumblecore_core.toolkit.adapters import tokenizer_source
 from bumblecore_core.toolkit.generation import add_stop_ids
-from bumblecore_core.toolkit.policy import head_parameters, make_policy
+from bumblecore_core.toolkit.policy import make_policy
 from bumblecore_core.toolkit.tokenizers import resolve_model_dir, tokenizer_fingerprint
 from bumblecore_core.toolkit.vision_language import tower_features, unchanged_weights
 from bumblecore_core.values import ParameterGroup
@@ -184,7 +184,7 @@ def assemble(
         loss=loss,
         loss_plugin=Plugin.of(resolved.loss.record),
         make_loss=lambda: build(resolved.loss),
-        used_outside=head_parameters(model),
+        used_outside=used_outside(model),
         routers=routers,
     )
     made: dict[str, Any] = {}

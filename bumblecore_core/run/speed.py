@@ -115,9 +115,11 @@ def count_flops(model: Any) -> Flops:
 
 def _head_weight(model: Any) -> Any:
     try:
-        return getattr(model.get_output_embeddings(), "weight", None)
-    except Exception:  # some classes have no such method, others raise NotImplementedError
+        matrices = [p for p in model.get_output_embeddings().parameters() if len(whole_shape(p)) >= 2]
+    except Exception:  # some classes have no such method, others raise NotImplementedError or return None
         return None
+    # An adapter's head holds further matrices, and `weight` of one with trained rows is no parameter.
+    return max(matrices, key=lambda p: (whole_shape(p).numel(), p.requires_grad), default=None)
 
 
 def _cost(parameter: Any) -> float:

@@ -68,6 +68,15 @@ def saved_names(model: Any) -> dict[str, str]:
     return {name: file for name, file in files.items() if name in trained}
 
 
+def token_parameters(model: Any) -> list[torch.nn.Parameter]:
+    """The embeddings, and their trained rows, of a PEFT model with `trainable_token_indices`: each pass puts the rows
+    into a copy of the embedding, and calls neither."""
+    from peft.utils.other import TrainableTokensWrapper
+
+    wrappers = [module for module in model.modules() if isinstance(module, TrainableTokensWrapper)]
+    return list({id(p): p for wrapper in wrappers for p in wrapper.parameters()}.values())
+
+
 def read_weights(directory: Path, *, field: str = "model.path") -> dict[str, torch.Tensor]:
     """The saved tensors of an adapter, on the CPU. Raises `ModelError` BC029 or BC064."""
     from safetensors.torch import load_file
@@ -89,8 +98,8 @@ def put_weights(
     """Puts tensors under their saved names into the PEFT `model`; see `load_weights`. Trainable parameters get a dtype
     that holds the saved values: a copy of a bf16 module that was trained in float32 must not be rounded.
 
-    Returns the frozen weights of the base that the adapter changed, as `saved_names` does: some adapters bring such
-    values along (resized embeddings), and whoever saves this adapter again must save them too.
+    Returns the frozen weights of the base that the file brings along (embeddings), as `saved_names` does: whoever saves
+    this adapter again must save them too, as PEFT does.
     """
     import torch
     from peft import set_peft_model_state_dict
@@ -110,15 +119,13 @@ def put_weights(
     if wrong:
         more = f" … and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise other_base("; ".join(wrong[:SHOWN]) + more, named_base(directory), model, directory, field)
-    brought = {
-        name: name
-        for name in sorted(tensors.keys() - known.keys())
-        if not torch.equal(own[name], tensors[name].to(own[name]))
-    }
-    for parameter in model.parameters():
+    brought = {name: name for name in sorted(tensors.keys() - known.keys())}
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             for dtype in {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}:
                 parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, dtype))
+        if parameter.requires_grad or name in brought:
+            parameter.data = parameter.data.contiguous()  # a rank that gets its weights from another has no memory yet
     with peft_errors(directory, field):
         set_peft_model_state_dict(model, dict(tensors))
     return brought

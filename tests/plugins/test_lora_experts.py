@@ -210,3 +210,12 @@ def test_options_that_conflict_with_parameters(given):
         LoraOptions(**EXPERTS, **given)
     with pytest.raises(ValueError, match="name at least one module"):
         LoraOptions(target_modules=[])
+
+
+def test_one_layer_of_several_that_peft_renames(tmp_path):
+    _, model = wrapped("glm4_moe", tmp_path, target_modules=r".*\.layers\.1\..*(down_proj|q_proj)")
+    assert {name.split(".lora_A")[0].removeprefix("base_model.model.model.layers.") for name in trained(model)} >= {
+        "1.self_attn.q_proj",
+        "1.mlp.shared_experts.down_proj",
+    }
+    assert not [name for name in trained(model) if ".layers.0." in name]

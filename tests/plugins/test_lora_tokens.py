@@ -141,3 +141,43 @@ def test_an_adapter_next_to_its_bases_config_is_an_adapter(tmp_path):
     assert json.loads((directory / "config.json").read_text())["model_type"] == "qwen3"
     with pytest.raises(ModelError, match=r"BC064 .*this is a model, not an adapter"):
         Lora(LoraOptions(path=str(directory))).wrap(model=make_model("qwen3"), base=tmp_path, checkpoint=None)
+
+
+def test_weights_without_memory_take_what_is_loaded(tmp_path):
+    """As on a rank that gets the base's weights from another one."""
+    directory, theirs = peft_made(tmp_path, "llama", target_modules=["q_proj"], bias="lora_only")
+    model = make_model("llama")
+    for parameter in model.parameters():
+        parameter.data = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+    ours = Lora(LoraOptions(path=str(directory))).wrap(model=model, base=tmp_path, checkpoint=None)
+    for name, parameter in trained(theirs).items():
+        assert torch.equal(trained(ours)[name], parameter), name
+
+
+def test_the_base_cannot_be_restored_while_ranks_share_its_biases(tmp_path):
+    directory, _ = peft_made(tmp_path, "llama", target_modules=["q_proj"], bias="lora_only")
+    adapter = Lora(LoraOptions(path=str(directory)))
+    model = adapter.wrap(model=make_model("llama"), base=tmp_path, checkpoint=None)
+    bias = model.get_parameter("base_model.model.model.layers.0.self_attn.q_proj.base_layer.bias")
+    bias.ds_shape, bias.data = bias.shape, torch.empty(0)
+    expected = pytest.raises(ConfigError, match=r"BC103 adapter: .*q_proj.base_layer.bias.*ZeRO-3")
+    with expected, adapter.base_policy(model=model):
+        pass
+
+
+@pytest.mark.parametrize("given", [{}, {"bias": "lora_only"}, {"use_dora": True}])
+def test_the_score_of_a_reward_model_is_trained_and_saved(tmp_path, given):
+    import transformers
+
+    config = make_model("llama").config
+    config.num_labels = 1
+    torch.manual_seed(0)
+    base = transformers.AutoModelForSequenceClassification.from_config(config)
+    adapter = Lora(options(target_modules=["q_proj"], **given))
+    model = adapter.wrap(model=base, base=tmp_path, checkpoint=None)
+    tensors = saved(save(adapter, moved(model), tmp_path / "adapter"))[1]
+    assert {name for name in model.state_dict() if adapter.saves(name=name)} == trained(model).keys()
+    assert torch.equal(tensors["base_model.model.score.weight"], trained(model)[SCORE])
+
+
+SCORE = "base_model.model.score.modules_to_save.default.weight"
