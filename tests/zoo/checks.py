@@ -87,22 +87,22 @@ def _packed(bench: Bench, row: ModelType, start: Path, result: dict[str, Any]) -
         outcome = _run(bench, start, "packed", **settings)
     result["documents"] = outcome.feature("documents") or "together"
     result["attention"] = outcome.feature("attention")
-    model = load_plain(start)
+    model = load_plain(start, row.plain_attention)
     _compare_weights(result, "packed", outcome, model, lambda: train(model, bench.texts, STEPS))
 
 
 def _half_precision(bench: Bench, row: ModelType, start: Path, result: dict[str, Any]) -> None:
     outcome = _run(bench, start, "bf16", stage="continue_pretrain", rows="text.jsonl", steps=1, model={"dtype": "bf16"})
-    plain = mean_loss(load_plain(start, torch.bfloat16), bench.texts)
+    plain = mean_loss(load_plain(start, row.plain_attention, torch.bfloat16), bench.texts)
     result["differences"]["bf16"] = relative(outcome.losses, [plain])
 
 
 def _chats(bench: Bench, row: ModelType, start: Path, result: dict[str, Any]) -> None:
     """Supervised fine-tuning of ragged rows; then the final model generates, by itself and in transformers."""
     outcome = _run(bench, start, "sft", stage="sft", rows="chat.jsonl")
-    model = load_plain(start)
+    model = load_plain(start, row.plain_attention)
     _compare_weights(result, "sft", outcome, model, lambda: train(model, bench.chats, STEPS))
-    final = load_plain(outcome.directory / "final")
+    final = load_plain(outcome.directory / "final", row.plain_attention)
     result["differences"]["reload"] = relative([mean_loss(final, bench.chats)], [mean_loss(model, bench.chats)])
     ids = bench.tokenizer(PROMPT, add_special_tokens=False).input_ids
     plain = continue_greedily(final, ids, 6, bench.tokenizer.eos_token_id)
@@ -124,7 +124,7 @@ def _low_rank(bench: Bench, row: ModelType, start: Path, result: dict[str, Any])
         exclude_modules=["router"],  # one that returns a tuple cannot be adapted
         task_type="CAUSAL_LM",
     )
-    model = get_peft_model(load_plain(start), config)
+    model = get_peft_model(load_plain(start, row.plain_attention), config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -147,7 +147,7 @@ def _low_rank(bench: Bench, row: ModelType, start: Path, result: dict[str, Any])
 def _pairs(bench: Bench, row: ModelType, start: Path, result: dict[str, Any]) -> None:
     """DPO: the first loss is ln 2, since the policy is its own reference."""
     outcome = _run(bench, start, "dpo", stage="dpo", rows="pairs.jsonl")
-    model = load_plain(start)
+    model = load_plain(start, row.plain_attention)
     plain = train_pairs(model, bench.pairs, STEPS)
     result["differences"] |= {
         "dpo at ln 2": abs(outcome.losses[0] - math.log(2)),
@@ -161,7 +161,7 @@ def _compare_weights(
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
     losses = train_plainly()
     plain = {key: value.detach() for key, value in model.named_parameters()}
-    own = dict(load_plain(outcome.directory / "final").named_parameters())
+    own = dict(load_plain(outcome.directory / "final", "eager").named_parameters())
     result["differences"] |= {
         name: relative(outcome.losses, losses),
         f"{name} weights": difference(own, plain, before),

@@ -56,6 +56,8 @@ class ModelType:
     """Whether its documents run through the model one after another, since it would mix them up in one sequence."""
     lora_modules: tuple[str, ...] = ()
     """Modules that LoRA adapts in the comparison with PEFT; empty: all linear layers."""
+    plain_attention: str = "eager"
+    """Attention of the plain loop; another one where transformers' eager attention differs from what is used."""
     refused: str | None = None
     """Error code with which a run ends before training; None: it trains."""
 

@@ -26,12 +26,12 @@ class Row:
         return sum(self.trained[1:])
 
 
-def load_plain(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """transformers' model with eager attention, every weight of the files in place."""
+def load_plain(directory: Path, attention: str, dtype: torch.dtype = torch.float32) -> Any:
+    """transformers' model, every weight of the files in place."""
     from transformers import AutoModelForCausalLM
 
     model, info = AutoModelForCausalLM.from_pretrained(
-        directory, attn_implementation="eager", dtype=dtype, output_loading_info=True
+        directory, attn_implementation=attention, dtype=dtype, output_loading_info=True
     )
     assert not info["missing_keys"], info["missing_keys"]
     assert not info["unexpected_keys"], info["unexpected_keys"]
