@@ -95,7 +95,7 @@ def cross_entropy(*, hidden: torch.Tensor, head: Any, targets: torch.Tensor) -> 
     return StepOutput(loss_sum=total, count=len(targets))
 
 
-def make_module(model: Any, setting: Any, *, stage: Any = None, policy: Any = None) -> TrainModule:
+def make_module(model: Any, setting: Any, *, stage: Any = None) -> TrainModule:
     """What an engine wraps, for `model.router_aux_loss: setting`."""
     routers, _ = router_training(model, setting)
     plugin = Plugin("stages", "every", "expert_models")
@@ -107,7 +107,7 @@ def make_module(model: Any, setting: Any, *, stage: Any = None, policy: Any = No
         loss_plugin=Plugin("losses", "plain", "expert_models"),
         routers=routers,
     )
-    module.policy = policy or make_policy(model)
+    module.policy = make_policy(model)
     return module
 
 

@@ -19,8 +19,8 @@ from bumblecore_core.toolkit.routers import (
     find_routers,
     recorded,
     stated_coefficient,
-    transformers_model,
 )
+from bumblecore_core.toolkit.vision_language import without_adapter
 from bumblecore_core.values import Metric, StepOutput
 
 FIELD, FEATURE = "model.router_aux_loss", "router auxiliary loss"
@@ -74,7 +74,7 @@ def router_training(model: Any, setting: Setting) -> tuple[RouterTraining | None
     `setting`: the value of `model.router_aux_loss`. Raises `ConfigError` BC100 for a coefficient where the model has no
     routers or transformers defines no auxiliary loss for its type.
     """
-    inner = transformers_model(model)
+    inner = without_adapter(model)
     config = inner.config.get_text_config()
     routers, auxiliary = find_routers(inner), find_auxiliary_loss(inner)
     if not routers:

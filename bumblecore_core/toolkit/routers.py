@@ -92,13 +92,6 @@ def recorded(routers: Sequence[Router]) -> Iterator[Routing]:
             handle.remove()
 
 
-def transformers_model(model: torch.nn.Module) -> Any:
-    """The outermost transformers model in `model`: the model itself, or the one that an adapter wraps."""
-    from transformers import PreTrainedModel
-
-    return next((part for part in model.modules() if isinstance(part, PreTrainedModel)), model)
-
-
 def find_routers(model: torch.nn.Module) -> tuple[Router, ...]:
     """The modules that a transformers model, PEFT-wrapped or not, declares for `output_router_logits`, in module
     order."""

@@ -71,9 +71,10 @@ def twin(model, batch) -> tuple[torch.Tensor, torch.Tensor, int]:
     return total, function(joined, EXPERTS, TOP_K), batch.tokens - len(batch.document_lengths)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_accumulation_weighs_micro_batches_by_their_count(checkpointing):
-    model = make_experts(make_config("Qwen3Moe"), torch.float64)
+@pytest.mark.parametrize(("family", "checkpointing"), [("Qwen3Moe", False), ("Qwen3Moe", True), ("Qwen3Next", True)])
+def test_accumulation_weighs_micro_batches_by_their_count(family, checkpointing):
+    """Qwen3Next computes the documents of a micro-batch one per forward pass."""
+    model = make_experts(make_config(family), torch.float64)
     batches = [batch_of(lengths, seed) for seed, lengths in enumerate(LENGTHS)]
     parts = [twin(model, batch) for batch in batches]
     count = sum(part[2] for part in parts)
