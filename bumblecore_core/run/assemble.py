@@ -102,7 +102,8 @@ def prepare(
     require_trained_base(resolved)
     require_named_files(resolved)
     model_dir = resolve_model_dir(config.model.path)
-    model_config = load_config(model_dir, trust_remote_code=config.model.trust_remote_code)
+    corrected: list[str] = []
+    model_config = load_config(model_dir, trust_remote_code=config.model.trust_remote_code, warnings=corrected)
     require_routers(resolved, model_dir)
     factory = StageFactory(
         stage_name=resolved.stage.record.name,
@@ -152,7 +153,7 @@ def prepare(
         plan=plan,
         eval_store=eval_store,
         eval_plan=plan_of(resolved, eval_store, eval_rows, world_size, evaluation=True) if len(eval_rows) else None,
-        warnings=(*evaluation_warnings(store, eval_store), *warnings),
+        warnings=(*corrected, *evaluation_warnings(store, eval_store), *warnings),
     )
 
 

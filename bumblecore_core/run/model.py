@@ -24,6 +24,7 @@ from bumblecore_core.toolkit.quiet import quiet_transformers
 from bumblecore_core.toolkit.scorers import SCORE_WEIGHT, make_scorer_config, names_scorer, refuse_scorer, score_of
 from bumblecore_core.toolkit.seeds import derive_seed
 from bumblecore_core.toolkit.shards import whole_shape
+from bumblecore_core.toolkit.tying import correct_tying
 from bumblecore_core.toolkit.vision_language import auto_class, prepare_for_text
 from bumblecore_core.values import ModelHead
 
@@ -31,10 +32,11 @@ SHOWN_KEYS = 5
 LANGUAGE_MODEL_HEADS = {"lm_head.weight", "lm_head.bias", "embed_out.weight"}
 
 
-def load_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
-    """The transformers config of `directory`, or of the base of the adapter in it. Raises `ModelError` BC064, such as
-    for an unknown model type or an encoder, and BC061 for an adapter whose base is not there; `RunError` BC094 for an
-    unsupported version of a library that loads models."""
+def load_config(directory: Path, *, trust_remote_code: bool = False, warnings: list[str] | None = None) -> Any:
+    """The transformers config of `directory`, or of the base of the adapter in it. `warnings`: what was corrected in it
+    is appended (see `tying.correct_tying`). Raises `ModelError` BC064, such as for an unknown model type or an encoder,
+    and BC061 for an adapter whose base is not there; `RunError` BC094 for an unsupported version of a library that
+    loads models."""
     require_supported(*MODEL_LIBRARIES)
     from transformers import AutoConfig
 
@@ -43,6 +45,8 @@ def load_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
     with _reported(directory / "config.json"):
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=trust_remote_code)
     refuse_encoder(config, directory, "model.path")
+    if (warning := correct_tying(config, directory)) is not None and warnings is not None:
+        warnings.append(warning)
     return config
 
 

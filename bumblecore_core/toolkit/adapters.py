@@ -34,6 +34,7 @@ from bumblecore_core.toolkit.new_tokens import adapter_rows, resize_for_adapter,
 from bumblecore_core.toolkit.packages import MODEL_LIBRARIES, require_supported
 from bumblecore_core.toolkit.regular_files import require_readable_directory
 from bumblecore_core.toolkit.scorers import SCORE_WEIGHT, is_scorer, make_scorer_config
+from bumblecore_core.toolkit.tying import correct_tying
 from bumblecore_core.toolkit.vision_language import auto_class
 from bumblecore_core.toolkit.weight_files import check_weight_files, has_weights
 
@@ -178,6 +179,7 @@ def load_model(
     logging.set_verbosity_error()  # of a score that its adapter brings along
     try:
         config = AutoConfig.from_pretrained(str(base), local_files_only=True, trust_remote_code=trust_remote_code)
+        correct_tying(config, base)
         scores = is_scorer(base, adapters)
         if scores:
             make_scorer_config(config, pad_token_id)

@@ -6,6 +6,7 @@ import json
 import os
 import struct
 import warnings
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -51,6 +52,27 @@ def check_weight_files(directory: Path) -> set[str]:
         else:
             _check_pickled(file)
             found.add("unknown")
+    return found
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor is stored."""
+
+    file: Path
+    shape: tuple[int, ...]
+
+
+def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
+    """Every tensor in a directory's safetensors files by name; nothing for pickled ones. Raises `ModelError` as
+    `check_weight_files` does."""
+    found: dict[str, StoredTensor] = {}
+    for file in weight_files(directory):
+        if file.suffix == ".safetensors":
+            _dtypes(file)
+            header, _ = _header(file)
+            shapes = {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+            found |= {name: StoredTensor(file, shape) for name, shape in shapes.items()}
     return found
 
 
