@@ -1,6 +1,8 @@
 """What a run saves can be served as it is: plain transformers ends a reply where training ended it."""
 
 import json
+import os
+import stat
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -56,3 +58,18 @@ def test_plain_texts_change_nothing(bench):
     settings["data"]["path"] = str(bench / "text.jsonl")
     assert call("run", write_config(bench / "text.yaml", **settings)) == 0
     assert ends(bench / "text" / "final") == ENDOFTEXT
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o027, 0o640), (0o002, 0o664)])
+def test_files_follow_the_umask(bench, mask, mode):
+    before = os.umask(mask)
+    try:
+        final = run(bench, f"masked-{mode}", adapter={"name": "lora", "rank": 2}, max_steps=1)
+        assert call("merge", final, bench / f"masked-merged-{mode}") == 0
+        tokenizer = bench / f"masked-tokenizer-{mode}"
+        assert call("tokenizer", "train", bench / "chat.json", "-o", tokenizer, "--vocab-size", 300) == 0
+    finally:
+        os.umask(before)
+    for directory in (final, bench / f"masked-merged-{mode}", tokenizer):
+        assert stat.S_IMODE(directory.stat().st_mode) == mode | (mode & 0o444) >> 2
+        assert {stat.S_IMODE(file.stat().st_mode) for file in directory.iterdir()} == {mode}
