@@ -107,6 +107,7 @@ def put_weights(
     with peft_errors(directory, field):
         places = {file: name for name, file in saved_names(model).items()}
         known = {**_peft_names(model), **places}
+        tensors = _with_fused_experts(model, tensors)
     state = model.state_dict()
     own = {file: state[name] for file, name in known.items()} | state
     wrong = [f"{name} is missing" for name in sorted(places.keys() - tensors.keys())]
@@ -145,6 +146,15 @@ def other_base(problem: str, made_for: str, model: Any, directory: Path, field: 
             )
         ]
     )
+
+
+def _with_fused_experts(model: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`tensors` with A and B of experts that were modules of their own put together, as the model has them now."""
+    from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
+
+    config = model.peft_config["default"]
+    found: dict[str, torch.Tensor] = convert_peft_adapter_state_dict_for_transformers(model, config, dict(tensors))
+    return found
 
 
 def _peft_names(model: Any) -> dict[str, str]:

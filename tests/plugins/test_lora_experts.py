@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from bumblecore_core import ConfigError, ModelError
 from bumblecore_core.toolkit.adapters import fold_in
@@ -219,3 +220,42 @@ def test_one_layer_of_several_that_peft_renames(tmp_path):
         "1.mlp.shared_experts.down_proj",
     }
     assert not [name for name in trained(model) if ".layers.0." in name]
+
+
+def adapter_of_separate_experts(model_type, directory):
+    """An adapter as PEFT saved it while the experts of these models were linear layers."""
+    from peft import LoraConfig
+
+    names = ("w1", "w3", "w2") if model_type == "mixtral" else ("gate_proj", "up_proj", "down_proj")
+    block = "block_sparse_moe" if model_type == "mixtral" else "mlp"
+    LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", *names], task_type="CAUSAL_LM").save_pretrained(directory)
+    model = make_moe(model_type)
+    shapes = {f"model.layers.{layer}.self_attn.q_proj": (32, 32) for layer in (0, 1)}
+    for layer in (0, 1) if model_type == "mixtral" else (0,):  # layer 1 of the other is dense
+        inner = model.model.layers[layer].mlp.experts.down_proj.shape[-1]
+        for expert in range(4):
+            for name, shape in zip(names, ((32, inner), (32, inner), (inner, 32)), strict=True):
+                shapes[f"model.layers.{layer}.{block}.experts.{expert}.{name}"] = shape
+    torch.manual_seed(3)
+    tensors = {}
+    for name, (width, height) in shapes.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = 0.1 * torch.randn(2, width)
+        tensors[f"base_model.model.{name}.lora_B.weight"] = 0.1 * torch.randn(height, 2)
+    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe"])
+def test_an_adapter_of_experts_that_were_modules_is_continued(tmp_path, model_type):
+    from peft import PeftModel
+
+    directory = adapter_of_separate_experts(model_type, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = PeftModel.from_pretrained(make_moe(model_type), directory)
+    adapter = Lora(LoraOptions(path=str(directory)))
+    model = adapter.wrap(model=make_moe(model_type), base=tmp_path / "base", checkpoint=None)
+    assert (logits_of(model) - logits_of(make_moe(model_type))).abs().max() > 0.1
+    assert torch.equal(logits_of(model), logits_of(theirs))
+    again = save(adapter, moved(model), tmp_path / "again")
+    torch.testing.assert_close(logits_of(fold_in(make_moe(model_type), again)), logits_of(model), rtol=1e-4, atol=1e-4)
