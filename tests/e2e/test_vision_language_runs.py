@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -97,18 +96,14 @@ def test_the_final_model_sees_images_as_before(bench):
     assert torch.equal(*features)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
 def test_a_resumed_run_is_that_without_a_break(bench, stage):
     changes = {"stage": stage, "dtype": "bf16"}
     assert run(bench, settings(bench, "qwen2_5_vl", f"{stage}-through", **changes)) == 0
-    assert run(bench, settings(bench, "qwen2_5_vl", f"{stage}-broken", **changes)) == 0
-    for step in (2, 3):
-        shutil.rmtree(bench / f"{stage}-broken" / f"checkpoint-{step}")
-    shutil.rmtree(bench / f"{stage}-broken" / "final")
     resumed = settings(bench, "qwen2_5_vl", f"{stage}-resumed", **changes)
-    assert run(bench, resumed, "--resume", str(bench / f"{stage}-broken" / "checkpoint-1")) == 0
-    found = differences(bench / f"{stage}-through", bench / f"{stage}-resumed", steps=STEPS)
-    assert found == []
+    assert run(bench, resumed, "--resume", str(bench / f"{stage}-through" / "checkpoint-1")) == 0
+    assert differences(bench / f"{stage}-through", bench / f"{stage}-resumed", steps=STEPS) == []
 
 
 def test_generate_answers_without_an_image(bench, capsys):
@@ -131,8 +126,6 @@ def test_zero_saves_the_tower_unchanged(bench):
     for stage in (2, 3):
         after = weights(bench / f"mllama-zero{stage}" / "final")
         assert before.keys() == after.keys()
-        same = {
-            name for name in before if after[name].dtype == torch.float32 and torch.equal(before[name], after[name])
-        }
-        assert same
-        assert same == {name for name in before if after[name].dtype == torch.float32}
+        kept = {name for name in before if after[name].dtype == torch.float32}
+        assert kept
+        assert all(torch.equal(before[name], after[name]) for name in kept)
