@@ -212,3 +212,9 @@ def test_a_rows_variables_for_the_template(name, row, reads):
         assert sample.warnings == ()
     for nothing in (None, {}, "", {"enable_thinking": None}):
         assert convert(name, {**row, "chat_template_kwargs": nothing}, reads).template_kwargs is None
+
+
+def test_a_reply_that_begins_with_a_system_message_is_an_error():
+    system = {"role": "system", "content": "s"}
+    found = problem("openai", {"prompt": "a", "completion": [system, reply("b")]})
+    assert (found.code, found.field) == ("BC016", "completion[0]")
