@@ -22,6 +22,7 @@ from expert_models import (
     supervised,
 )
 from tiny_models import make_batch
+from vision_language_models import make_vision_language_model
 
 COEFFICIENT = 0.3
 LENGTHS = [(7, 4), (3,), (5, 2, 9)]
@@ -57,6 +58,19 @@ def test_one_row_has_the_loss_and_the_gradients_of_transformers(family):
     assert task == pytest.approx(plain.item(), rel=1e-12)
     assert float(output.metrics["router_aux_loss"].total / output.count) == pytest.approx(theirs.aux_loss.item())
     assert output.loss_sum.item() / output.count > task + 0.1
+
+
+def test_a_vision_language_model_has_the_loss_of_its_language_model():
+    model, batch = make_vision_language_model("qwen3_vl_moe").train(), batch_of((11,))
+    module = make_module(model, COEFFICIENT)
+    output = module(batch)
+    (output.loss_sum / output.count).backward()
+    ours = gradients(model)
+    theirs = model(input_ids=batch.input_ids, use_cache=False, output_router_logits=True)
+    plain = functional.cross_entropy(theirs.logits[0, :-1], batch.input_ids[0, 1:])
+    (plain + COEFFICIENT * theirs.aux_loss).backward()
+    assert_same_gradients(ours, gradients(model), rtol=1e-5)
+    assert float(output.metrics["router_aux_loss"].total / output.count) == pytest.approx(theirs.aux_loss.item())
 
 
 def twin(model, batch) -> tuple[torch.Tensor, torch.Tensor, int]:
