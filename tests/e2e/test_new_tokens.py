@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bumblecore_core.toolkit.adapters import load_model
 from lora_runs import call, lora_bench, lora_settings, run
+from workbench import write_config
 
 NEW = ["<tool>", "</tool>"]
 ROWS, RESIZED = 300, 304
@@ -80,6 +81,19 @@ def test_saved_merged_resumed(bench, lora, capsys):
     one, other = (load_file(bench / part / "final" / file) for part in (name, f"{name}-again"))
     assert all(torch.equal(one[key], other[key]) for key in one | other)
     assert call("generate", final, "--prompt", "the <tool>", "--max-new-tokens", 3) == 0
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_a_plan_counts_the_new_rows(bench, lora, capsys):
+    config = write_config(bench / "plan.yaml", **settings(bench, "plan", lora=lora))
+    assert call("plan", config) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    if lora:
+        assert "2 token embeddings" in out
+    else:
+        assert f"parameters {resized_base(bench).num_parameters():,}, trainable" in out
+    assert "embeddings resized from 300 to 304 rows" in out
+    assert "is known only once the weights are there" not in out
 
 
 def test_without_resizing_the_fix_names_the_option(bench, capsys):
