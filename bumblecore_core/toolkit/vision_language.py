@@ -118,14 +118,19 @@ def tower_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in reached}
 
 
+def freeze_towers(model: Any) -> None:
+    """Takes gradients off the parameters that text does not reach, in a model with an adapter too."""
+    for parameter in tower_parameters(model).values():
+        parameter.requires_grad_(False)
+
+
 def prepare_for_text(model: Any) -> None:
     """Freezes what text does not reach, and makes the attention of text causal where images and prompts would be read
     in both directions (PaliGemma passes a mask for that, which rows of text have not). Raises `ModelError` BC064 where
     the class names no decoder or no head."""
     if is_composed(model.config):
         _require_parts(model)
-    for parameter in tower_parameters(model).values():
-        parameter.requires_grad_(False)
+    freeze_towers(model)
     if model.config.model_type in PREFIX_MODELS:
         for module in text_backbone(model).modules():
             if hasattr(module, "is_causal"):

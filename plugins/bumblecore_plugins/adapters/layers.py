@@ -10,9 +10,16 @@ from typing import Any
 import torch
 
 from bumblecore_core.toolkit.scorers import score_of
+from bumblecore_core.toolkit.vision_language import tower_pattern
 
 READ = re.compile(r"self\.(\w+)\.weight\b(?!\.(?:dtype|device|shape))")
 """A weight that a method uses itself, rather than calling the layer."""
+
+
+def text_modules(model: Any) -> dict[str, torch.nn.Module]:
+    """The modules by name, without those that text does not reach, such as a vision tower, which stays frozen."""
+    pattern = re.compile(tower_pattern(model) or "")
+    return {name: module for name, module in model.named_modules() if not (name and pattern.fullmatch(name))}
 
 
 def linear_targets(model: Any) -> dict[str, torch.nn.Module]:
@@ -20,14 +27,14 @@ def linear_targets(model: Any) -> dict[str, torch.nn.Module]:
 
     Left out are layers on which LoRA would break the model or have no effect: subclasses of Linear that return more
     than a product (routers that also choose experts), layers whose weight a fused kernel reads, and the indexers of
-    sparse attention, whose choice has no gradient.
+    sparse attention, whose choice has no gradient. So are towers that text does not reach.
     """
     from transformers.pytorch_utils import Conv1D
 
     ends = [model.get_output_embeddings(), score_of(model)]
     return {
         name: module
-        for name, module in model.named_modules()
+        for name, module in text_modules(model).items()
         if isinstance(module, torch.nn.Linear | Conv1D)
         and not any(module is end for end in ends)
         and is_adaptable(module)

@@ -16,6 +16,7 @@ from bumblecore_core.toolkit.adapters import attached, is_adapter, read_adapter_
 from bumblecore_core.toolkit.scorers import score_of
 from bumblecore_core.toolkit.shards import whole_shape
 from bumblecore_core.toolkit.tokenizers import resolve_model_dir
+from bumblecore_core.toolkit.vision_language import freeze_towers, tower_pattern
 from bumblecore_plugins.adapters import LoraOptions, changes_base
 from bumblecore_plugins.adapters.layers import short_name
 from bumblecore_plugins.adapters.parameters import fused_experts
@@ -127,6 +128,7 @@ class Lora:
             target_modules=targets.modules,
             target_parameters=targets.parameters or None,
             modules_to_save=saved or None,
+            exclude_modules=tower_pattern(model),
             trainable_token_indices=token_rows(model, new_tokens) or None,
             bias=options.bias,
             use_rslora=options.use_rslora,
@@ -136,7 +138,9 @@ class Lora:
         )
         try:
             with quietly():
-                return self._named(get_peft_model(model, config))
+                wrapped = self._named(get_peft_model(model, config))
+                freeze_towers(wrapped)  # whose biases PEFT would train
+                return wrapped
         except ValueError as error:
             fix = "Change adapter.target_modules"
             raise one(ModelError, "BC031", f"PEFT: {error}", fix, field="adapter.target_modules") from error

@@ -10,8 +10,9 @@ import torch
 from bumblecore_core import ConfigError, ModelError, one
 from bumblecore_core.toolkit.adapter_tensors import quietly
 from bumblecore_core.toolkit.shards import whole_shape
+from bumblecore_core.toolkit.vision_language import tower_parameters
 from bumblecore_plugins.adapters import ALL_EXPERTS
-from bumblecore_plugins.adapters.layers import short_name
+from bumblecore_plugins.adapters.layers import short_name, text_modules
 
 FIELD = "adapter.target_parameters"
 SHOWN = 12
@@ -21,7 +22,7 @@ def fused_experts(model: Any) -> list[str]:
     """Names of the parameters that hold one matrix for each expert: (experts, ·, ·) in a module of experts."""
     return [
         f"{name}.{own}"
-        for name, module in model.named_modules()
+        for name, module in text_modules(model).items()
         if "expert" in f"{name} {type(module).__name__}".lower()
         for own, parameter in module.named_parameters(recurse=False)
         if len(whole_shape(parameter)) == 3
@@ -44,7 +45,8 @@ def find_parameters(
             fix = "Set it to null: every expert is a module, or there are none"
             raise one(ModelError, "BC031", "no parameter holds fused experts", fix, field=FIELD)
         return suffixes(model, experts), []
-    names = dict(model.named_parameters())
+    towers = tower_parameters(model)
+    names = {name: parameter for name, parameter in model.named_parameters() if name not in towers}
     found = {name for name in names if any(_ends(name, target) for target in targets)}
     unmatched = [target for target in targets if not any(_ends(name, target) for name in found)]
     if not found:
@@ -58,7 +60,7 @@ def find_parameters(
     if twice := [name for name in sorted(found) if name.rpartition(".")[0] in modules]:
         problem = f"conflict: {twice[0]} belongs to a module that target_modules names"
         raise one(ConfigError, "BC039", problem, "Leave it out of one of them", field=FIELD)
-    used = [target for target in targets if target not in unmatched]
+    used = sorted(found) if towers else [target for target in targets if target not in unmatched]
     return used, [f"BC032 {FIELD}: no parameter is called {', '.join(map(repr, unmatched))}"] * bool(unmatched)
 
 

@@ -16,8 +16,9 @@ from bumblecore_core import BumbleError, ConfigError, ModelError, one
 from bumblecore_core.toolkit.adapters import slow_pattern
 from bumblecore_core.toolkit.limits import Exceeded, piece
 from bumblecore_core.toolkit.shards import whole_shape
+from bumblecore_core.toolkit.vision_language import tower_pattern
 from bumblecore_plugins.adapters import ALL_LINEAR, LoraOptions, changes_base
-from bumblecore_plugins.adapters.layers import is_adaptable, linear_targets, reads_weight, short_name
+from bumblecore_plugins.adapters.layers import is_adaptable, linear_targets, reads_weight, short_name, text_modules
 from bumblecore_plugins.adapters.parameters import (
     find_parameters,
     fused_experts,
@@ -156,7 +157,7 @@ def _left_out(model: Any, found: Mapping[str, torch.nn.Module], parameters: Sequ
     """Values by short name of the matrices that are neither adapted nor an embedding or the output head."""
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
     sizes: dict[str, int] = {}
-    for name, module in model.named_modules():
+    for name, module in text_modules(model).items():
         if name in found or module in ends or isinstance(module, torch.nn.Embedding):
             continue
         for own, parameter in module.named_parameters(recurse=False):
@@ -174,7 +175,7 @@ def _by_name(model: Any, names: Sequence[str]) -> tuple[dict[str, torch.nn.Modul
 
 
 def _matching(model: Any, wanted: Callable[[str], bool]) -> dict[str, torch.nn.Module]:
-    return {name: module for name, module in model.named_modules() if name and wanted(name)}
+    return {name: module for name, module in text_modules(model).items() if name and wanted(name)}
 
 
 def _refuse_tied(model: Any, found: dict[str, torch.nn.Module], field: str) -> None:
@@ -200,15 +201,18 @@ def _there_are(model: Any) -> str:
     head = model.get_output_embeddings()
     linear = {
         name.rsplit(".", 1)[-1]: None
-        for name, module in model.named_modules()
+        for name, module in text_modules(model).items()
         if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
     }
     experts = "; the experts are parameters: adapter.target_parameters takes them" if fused_experts(model) else ""
-    return f"Linear layers here are called {', '.join(sorted(linear)[:SHOWN])}{experts}"
+    where = "here" if tower_pattern(model) is None else "outside of the towers, which stay frozen,"
+    return f"Linear layers {where} are called {', '.join(sorted(linear)[:SHOWN])}{experts}"
 
 
 def _leaves(model: Any) -> list[str]:
-    own = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if name and not any(module.children())}
+    own = {
+        name.rsplit(".", 1)[-1] for name, module in text_modules(model).items() if name and not any(module.children())
+    }
     return sorted(name for name in own if not name.isdigit())[:SHOWN]
 
 
