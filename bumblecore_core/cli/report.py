@@ -33,8 +33,9 @@ def ended(output_dir: str, outcome: Outcome, *, overwrite: bool = False) -> None
     echo(_how_it_went(outcome, overwrite=overwrite))
     if saving := _saving(result.summary):
         echo(saving)
+    final = Path(output_dir) / "final"
     names = {
-        "final": _loads(Path(output_dir) / "final"),
+        "final": _loads(final) if final.is_dir() else "",  # an interrupted run has none
         "metrics.json": "metric history",
         "metrics.csv": "the same as a table",
         "training_loss.png": "loss curve",
