@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bumblecore_core.config.resolved import ResolvedRun, Selected
+from bumblecore_core.config.shape import is_written
 from bumblecore_core.errors import Problem
 from bumblecore_core.registry import Registry, singular
 from bumblecore_core.run.data.fingerprint import cache_dir_of, installed_version
@@ -98,12 +99,13 @@ def make_lock(
 ) -> dict[str, Any]:
     """Plugins in use with distribution, version and hashes of their options and of files that these name; library
     versions; fingerprints of data, tokenizer, model and `reference` model; the day that the chat template prints; the
-    resolved config."""
+    resolved config, and which of its keys have their default."""
     from_config = resolved.stage.record.model_from == "config"
     cache_dir = cache_dir_of(resolved.config.data)
     return {
         "format": FORMAT,
         "config": resolved.to_dict(),
+        "defaults": defaults_of(resolved),
         "world_size": world_size,
         "plugins": [_plugin(one, registry) for one in chosen_plugins(resolved)],
         "libraries": {"python": platform.python_version(), **{name: installed_version(name) for name in LIBRARIES}},
@@ -137,7 +139,13 @@ def lock_digest(lock: Mapping[str, Any]) -> str:
 def config_drift(saved: Mapping[str, Any], resolved: ResolvedRun) -> list[Drift]:
     """The part of `drift` that is known before data, tokenizer and model are read, of a run and the lock of another."""
     files_now = _files([{"kind": one.record.kind, "files": content_hashes(one)} for one in chosen_plugins(resolved)])
-    return _config_drift(saved["config"], resolved.to_dict(), _files(saved["plugins"]), files_now)
+    drifts = _config_drift(saved["config"], resolved.to_dict(), _files(saved["plugins"]), files_now)
+    return _without_new_options(drifts, saved["config"], defaults_of(resolved))
+
+
+def defaults_of(resolved: ResolvedRun) -> list[str]:
+    """The config keys that have their default."""
+    return sorted(name for name, origin in resolved.origins.items() if origin == "default")
 
 
 def reshaping_options(resolved: ResolvedRun) -> list[str]:
@@ -158,6 +166,7 @@ def config_differences(saved: Mapping[str, Any], now: Mapping[str, Any], *, igno
 def drift(saved: Mapping[str, Any], now: Mapping[str, Any], *, allowed: Sequence[str]) -> list[Drift]:
     """What changed between two locks and changes the numbers, without what is `allowed` (a name, or its section)."""
     found = _config_drift(saved["config"], now["config"], _files(saved["plugins"]), _files(now["plugins"]))
+    found = _without_new_options(found, saved["config"], now.get("defaults", ()))
     for name, code in (("data", "BC050"), ("evaluation_data", "BC050"), ("tokenizer", "BC050")):
         if saved[name] != now[name]:
             found.append(Drift(name=name, saved=_brief(saved[name]), now=_brief(now[name]), code=code))
@@ -201,6 +210,11 @@ def _config_drift(
         if (left := files[name]) != (right := files_now[name]):
             found.append(Drift(name=name, saved=f"a file {_brief(left)}", now=f"a file {_brief(right)}", code="BC043"))
     return found
+
+
+def _without_new_options(drifts: Sequence[Drift], saved: Mapping[str, Any], defaults: Sequence[str]) -> list[Drift]:
+    """Without options that the version which saved `saved` did not have, and that have their default now."""
+    return [one for one in drifts if one.name not in defaults or is_written(saved, tuple(one.name.split(".")))]
 
 
 def _plugin(chosen: Selected[Any], registry: Registry) -> dict[str, Any]:

@@ -64,6 +64,14 @@ SAME = [
 ]
 
 
+def test_an_option_that_is_new_in_this_version_is_no_change_at_its_default():
+    saved, now = changed(("config.optimizer.beta", GONE)), changed(("config.optimizer.beta", 0.9))
+    assert [one.name for one in drift(saved, now, allowed=[])] == ["optimizer.beta"]
+    assert drift(saved, {**now, "defaults": ["optimizer.beta"]}, allowed=[]) == []
+    off = changed(("config.optimizer.beta", None))  # it was there, and null
+    assert [one.name for one in drift(off, {**now, "defaults": ["optimizer.beta"]}, allowed=[])] == ["optimizer.beta"]
+
+
 @pytest.mark.parametrize(("path", "value", "name", "code", "section"), DRIFTS)
 def test_a_difference_is_found_by_name_and_code_from_either_side(path, value, name, code, section):
     one, other = make_lock(), changed((path, value))

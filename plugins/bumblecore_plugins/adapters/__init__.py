@@ -26,7 +26,7 @@ class LoraOptions(Options):
     rank: int = Field(8, ge=1, description="Rank of the update: A is (rank, in), B is (out, rank).")
     alpha: float | None = Field(None, gt=0, description="The update is scaled by alpha ÷ rank; null: 2 × rank.")
     dropout: float | None = Field(
-        None, ge=0, lt=1, description="Dropout on the input of A; null: none, or that of the adapter in `path`."
+        None, ge=0, lt=1, description="Dropout on the input of A; null: 0, or that of the adapter in `path`."
     )
     target_modules: list[str] | str = Field(
         ALL_LINEAR,
@@ -57,6 +57,14 @@ class LoraOptions(Options):
         description="An adapter directory, or a run's output directory, to train further; its config sets rank, "
         "targets and everything else but dropout.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_dropout(cls, given: Any) -> Any:
+        """Only an adapter that `path` names has a dropout of its own."""
+        if isinstance(given, dict) and given.get("path") is None and given.get("dropout") is None:
+            return {**given, "dropout": 0.0}
+        return given
 
     @field_validator("target_modules")
     @classmethod
