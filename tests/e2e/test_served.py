@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 
 import pytest
@@ -73,3 +74,14 @@ def test_files_follow_the_umask(bench, mask, mode):
     for directory in (final, bench / f"masked-merged-{mode}", tokenizer):
         assert stat.S_IMODE(directory.stat().st_mode) == mode | (mode & 0o444) >> 2
         assert {stat.S_IMODE(file.stat().st_mode) for file in directory.iterdir()} == {mode}
+
+
+def test_a_wrong_tied_flag_is_corrected_in_the_saved_model_and_said(bench, capsys):
+    shutil.copytree(bench / "base", bench / "mistaken")
+    file = bench / "mistaken" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "tie_word_embeddings": False}))
+    settings = sft_settings(bench, bench / "mistaken", max_steps=1)
+    settings |= {"output_dir": str(bench / "corrected"), "loggers": []}
+    assert call("run", write_config(bench / "corrected.yaml", **settings)) == 0
+    assert f"{file} states tie_word_embeddings: false" in " ".join(capsys.readouterr().out.split())
+    assert json.loads((bench / "corrected" / "final" / "config.json").read_text())["tie_word_embeddings"]
