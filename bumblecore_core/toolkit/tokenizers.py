@@ -90,6 +90,10 @@ def load_tokenizer(path: str | Path, *, chat_template: str | None = None, trust_
             field="model.tokenizer",
         )
     _try_out(tokenizer, directory)
+    legacy = directory / "chat_template.json"  # of a processor, where older multimodal checkpoints have the template
+    if not tokenizer.chat_template and legacy.is_file():
+        template = read_json_object(legacy, "model.tokenizer").get("chat_template")
+        tokenizer.chat_template = template if isinstance(template, str) else None
     if chat_template is not None:
         tokenizer.chat_template = _read_template(Path(os.path.expanduser(chat_template)))
     return tokenizer

@@ -12,6 +12,7 @@ from bumblecore_core.errors import ModelError
 from bumblecore_core.run.model import build_model, meta_model, parameter_counts
 from bumblecore_core.run.speed import count_flops
 from bumblecore_core.toolkit.adapters import load_model
+from bumblecore_core.toolkit.tokenizers import load_tokenizer
 from bumblecore_core.toolkit.vision_language import (
     auto_class,
     tower_features,
@@ -21,6 +22,7 @@ from bumblecore_core.toolkit.vision_language import (
 )
 from tiny_models import make_model
 from vision_language_models import CONFIGS, make_config, make_vision_language_model, save_vision_language_model
+from workbench import make_tokenizer
 
 
 @pytest.mark.parametrize("model_type", CONFIGS)
@@ -101,3 +103,11 @@ def test_types_that_cannot_be_trained_are_named_with_the_reason(model_type, head
         build_model(directory=tmp_path, from_config=True, attention="eager", seed=0, head=head, pad_token_id=0)
     assert caught.value.problems[0].code == "BC064"
     assert caught.value.problems[0].field == "model.path"
+
+
+def test_a_template_that_only_the_processor_has_is_the_tokenizers(tmp_path):
+    make_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    assert load_tokenizer(tmp_path).chat_template is None
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "{{ messages[0].content }}"}')
+    assert load_tokenizer(tmp_path).chat_template == "{{ messages[0].content }}"

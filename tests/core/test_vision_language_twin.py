@@ -19,14 +19,9 @@ OWN_LOGITS = {"aya_vision"}
 """Types that do not scale logits as their text config states: what they compute themselves is trained."""
 
 
-def _micro_batches(model_type: str) -> list[Batch]:
-    batches = []
-    for number, lengths in enumerate(length for window in WINDOWS for length in window):
-        if model_type in ONE_DOCUMENT_AT_A_TIME:
-            batches += [make_batch((length,), seed=10 * number + length) for length in lengths]
-        else:
-            batches.append(make_batch(lengths, seed=number))
-    return batches
+def _micro_batches() -> list[Batch]:
+    lengths = [of_batch for window in WINDOWS for of_batch in window]
+    return [make_batch(of_batch, seed=number) for number, of_batch in enumerate(lengths)]
 
 
 def _policy_loss(policy, batch: Batch) -> torch.Tensor:
@@ -52,16 +47,16 @@ def _own_loss(model, row: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("attention", ["varlen", "sdpa"])
-@pytest.mark.parametrize("model_type", [*filter(lambda name: name not in ONE_DOCUMENT_AT_A_TIME, CONFIGS)])
+@pytest.mark.parametrize("model_type", CONFIGS)
 def test_loss_and_gradients_are_those_of_the_model_itself(model_type, attention, tmp_path):
     register_attentions()
     directory = save_vision_language_model(model_type, tmp_path)
-    batches = _micro_batches(model_type)
+    batches = _micro_batches()
     count = sum(length - 1 for batch in batches for length in batch.document_lengths)
 
-    single = model_type in ONE_DOCUMENT_AT_A_TIME
+    apart = model_type in ONE_DOCUMENT_AT_A_TIME
     model = build_model(directory=directory, from_config=False, attention=attention, seed=0).train()
-    policy = make_policy(model, single_document=single)
+    policy = make_policy(model, one_document=apart)
     losses = [_policy_loss(policy, batch) / count for batch in batches]
     for loss in losses:
         if loss.requires_grad:
