@@ -39,12 +39,13 @@ class ForwardPasses:
         sharded weights a collective."""
         if not self.one_document:
             return self._computed(compute, _together(batch), range(batch.tokens))
+        missing = self._missing_passes(batch)  # first: ranks match their collectives in order
         outputs, start = [], 0
         for length in batch.document_lengths:
             place = range(start, start + length)
             outputs.append(self._computed(compute, _alone(batch, place), place))
             start += length
-        for _ in range(self._missing_passes(batch)):
+        for _ in range(missing):
             with _dummy_pass():
                 outputs.append(self._computed(compute, _alone(batch, range(1)), range(0)))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from bumblecore_core.values import Batch, StepOutput
+from bumblecore_core.toolkit.passes import ForwardPasses
+from bumblecore_core.toolkit.policy import make_policy
+from bumblecore_core.values import Batch
 from expert_models import (
     EXPERTS,
     FAMILIES,
@@ -85,7 +87,9 @@ def twin(model, batch) -> tuple[torch.Tensor, torch.Tensor, int]:
     return total, function(joined, EXPERTS, TOP_K), batch.tokens - len(batch.document_lengths)
 
 
-@pytest.mark.parametrize(("family", "checkpointing"), [("Qwen3Moe", False), ("Qwen3Moe", True), ("Qwen3Next", True)])
+@pytest.mark.parametrize(
+    ("family", "checkpointing"), [("Qwen3Moe", False), ("Qwen3Moe", True), ("Qwen3Next", False), ("Qwen3Next", True)]
+)
 def test_accumulation_weighs_micro_batches_by_their_count(family, checkpointing):
     """Qwen3Next computes the documents of a micro-batch one per forward pass."""
     model = make_experts(make_config(family), torch.float64)
@@ -110,28 +114,14 @@ def test_accumulation_weighs_micro_batches_by_their_count(family, checkpointing)
     assert len({round(part[1].item(), 6) for part in parts}) == 3
 
 
-class DocumentByDocument(Stage):
-    """A pass over each document, as models that cannot keep documents apart need."""
-
-    def step(self, *, policy, batch, loss):
-        outputs = [super(DocumentByDocument, self).step(policy=policy, batch=one, loss=loss) for one in alone(batch)]
-        return StepOutput(loss_sum=sum(output.loss_sum for output in outputs), count=sum(o.count for o in outputs))
-
-
-def alone(batch) -> list[Batch]:
-    found = []
-    for tokens in documents(batch):
-        one = batch_of((len(tokens),))
-        one.input_ids = tokens[None]
-        found.append(one)
-    return found
-
-
-def test_several_passes_of_a_micro_batch_count_as_one():
+@pytest.mark.parametrize("missing", [0, 2])
+def test_several_passes_of_a_micro_batch_count_as_one(monkeypatch, missing):
+    """Passes that only serve the collectives of other ranks count as none."""
+    monkeypatch.setattr(ForwardPasses, "_missing_passes", lambda self, batch: missing)
     model, batch = make_experts(make_config("Mixtral"), torch.float64), batch_of((7, 4, 6))
     found = []
-    for stage in (Stage(), DocumentByDocument()):
-        output = make_module(model, COEFFICIENT, stage=stage)(batch)
+    for one_document in (False, True):
+        output = make_module(model, COEFFICIENT, policy=make_policy(model, one_document=one_document))(batch)
         output.loss_sum.backward()
         found.append((output, gradients(model)))
     assert_same_gradients(found[0][1], found[1][1], rtol=1e-5)
