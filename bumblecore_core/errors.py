@@ -220,6 +220,7 @@ CODES: dict[str, str] = {
     "BC095": "a compressed data file is damaged or cut short",
     "BC096": "all feedback rows have the same label",
     "BC097": "more rows are bad than data.max_bad_share",
+    "BC098": "documents cannot share prefixes with this model at these lengths",
     "BC100": "the auxiliary loss of the routers is not available",
     "BC101": "the embeddings of this model cannot be resized",
     "BC102": "a text in model.add_tokens cannot be a token",

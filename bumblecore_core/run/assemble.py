@@ -207,10 +207,10 @@ def assemble(
     if len(made) < 2:
         wants = "`prepare` calls make_optimizer, then make_scheduler"
         raise breach(Plugin.of(resolved.engine.record), "prepared a run without an optimizer or a schedule", wants)
-    leak, single = attention.against_isolation, single_document(prepared)
+    leak, single, may_share = attention.against_isolation, single_document(prepared), shares_prefixes(prepared)
     if not attention.proven:
-        leak = engine.call(lambda: examine(model, several_documents=not single))
-    one_document, share = single or leak is not None, shares_prefixes(prepared) and attention.against_sharing is None
+        leak = engine.call(lambda: examine(model, several_documents=not single, shares_prefixes=may_share))
+    one_document, share = single or leak is not None, may_share and attention.against_sharing is None
     module.policy = engine.call(lambda: make_policy(model, one_document=one_document, share_prefixes=share))
     features = (
         ("adapter", about),

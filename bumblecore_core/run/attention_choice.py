@@ -9,7 +9,7 @@ import torch
 
 from bumblecore_core.records import AttentionRecord
 from bumblecore_core.run.attention import candidates, register
-from bumblecore_core.run.attention_proof import Workload, not_causal, proof_config, verdict_on
+from bumblecore_core.run.attention_proof import Workload, not_causal, proof_config, require_prefixes, verdict_on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,8 @@ def choose_attention(
     """The attention called `name`, or the best one for `auto`: the first by priority with which the model is causal and
     keeps documents apart; else the first with which it is causal, for one document per forward pass.
 
-    Raises `ModelError` BC065 where there is none, and what `attention.candidates` raises.
+    Raises `ModelError` BC065 where there is none, BC098 as `require_prefixes` does, and what `attention.candidates`
+    raises.
     """
     small = proof_config(workload)
     lines: list[str] = []
@@ -63,6 +64,8 @@ def choose_attention(
             against_isolation=verdict.isolation,
             against_sharing=verdict.sharing,
         )
+        if verdict.causality is None:
+            require_prefixes(workload.config, verdict)
         if verdict.causality is None and verdict.isolation is None:
             return replace(choice, lines=tuple(lines))
         lines.append(f"not {record.name}: {verdict.causality or verdict.isolation}")

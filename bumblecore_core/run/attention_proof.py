@@ -26,7 +26,7 @@ from bumblecore_core.toolkit.miniature import (
 )
 from bumblecore_core.toolkit.policy import Policy
 from bumblecore_core.toolkit.probes import undisturbed
-from bumblecore_core.toolkit.proofs import Documents, States, Verdict, failure, prove
+from bumblecore_core.toolkit.proofs import Documents, States, Verdict, against_truncation, failure, prove
 from bumblecore_core.toolkit.quiet import quiet_trial
 from bumblecore_core.toolkit.shards import whole_shape
 from bumblecore_core.toolkit.vision_language import auto_class, prepare_for_text
@@ -110,19 +110,31 @@ def verdict_on(
     )
 
 
-def examine(model: Any, *, several_documents: bool) -> str | None:
+def examine(model: Any, *, several_documents: bool, shares_prefixes: bool = False) -> str | None:
     """Why documents must be computed one per forward pass by a model for which there is no miniature, or None: the same
-    checks of the model itself, on its own device in its own dtype. Raises `ModelError` BC065 where it is not causal."""
+    checks of the model itself, on its own device in its own dtype. Raises `ModelError` BC065 where it is not causal,
+    and BC098 as `require_prefixes` does."""
     embedding = model.get_input_embeddings().weight
     vocabulary = whole_shape(embedding)[0]
     with undisturbed(model):
         try:
-            verdict = _proof(model, vocabulary, embedding.device, isolation=several_documents)
+            verdict = _proof(model, vocabulary, embedding.device, isolation=several_documents, sharing=shares_prefixes)
         except Exception as error:
             verdict = Verdict(causality=failure(error))
     if verdict.causality is not None:
         raise not_causal(model.config, verdict.causality)
+    require_prefixes(model.config, verdict)
     return verdict.isolation
+
+
+def require_prefixes(config: Any, verdict: Verdict) -> None:
+    """Raises `ModelError` BC098 where documents that share a prefix would get each other's states of it."""
+    if verdict.truncation is None:
+        return
+    model_type = getattr(config, "model_type", "?")
+    problem = f"the stage shares prefixes between documents, but with the model type {model_type} {verdict.truncation}"
+    fix = "Set it to the length up to which the position embeddings of config.json stay the same, or less"
+    raise one(ModelError, "BC098", problem, fix, field="data.max_length")
 
 
 def not_causal(config: Any, problem: str) -> BumbleError:
@@ -173,11 +185,14 @@ def _proof(model: Any, vocabulary: int, device: torch.device, *, isolation: bool
         isolation=isolation,
         shared_states=_shared_states(together) if sharing else None,
     )
-    if verdict.isolation is None:
-        return verdict
-    alone = Policy(model, one_document=True)
-    causality = prove(model_states(alone), vocabulary=vocabulary, device=device, isolation=False).causality
-    return replace(verdict, causality=causality)
+    used = model_states(together)
+    if verdict.isolation is not None:
+        used = model_states(Policy(model, one_document=True))
+        causality = prove(used, vocabulary=vocabulary, device=device, isolation=False).causality
+        verdict = replace(verdict, causality=causality)
+    if sharing and verdict.causality is None:
+        return replace(verdict, truncation=against_truncation(used, Documents(vocabulary, device)))
+    return verdict
 
 
 @lru_cache(maxsize=64)

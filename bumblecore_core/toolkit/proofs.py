@@ -48,6 +48,8 @@ class Verdict:
     """A document's states depend on the other documents of its batch."""
     sharing: str | None = None
     """A shared prefix that is computed once changes the states."""
+    truncation: str | None = None
+    """A prefix has other states in a longer document, so that documents cannot share it."""
 
 
 def prove(
@@ -127,6 +129,16 @@ def against_causality(states: States, documents: Documents) -> str | None:
         after = states(documents.batch([changed]))
         if not close(after[: cut + 1], whole[: cut + 1], ulps=SAME_SHAPE):
             return "a token's hidden state changes with the tokens after it"
+    return None
+
+
+def against_truncation(states: States, documents: Documents) -> str | None:
+    """Whether a prefix has other states in the document than without the rest of it."""
+    document = documents.tokens(LONGEST)
+    whole = states(documents.batch([document]))
+    for length in (5, 16, 21, LONGEST - 1):
+        if not close(states(documents.batch([document[:length]])), whole[:length], ulps=OTHER_SHAPE):
+            return "the hidden states of a document's first tokens change with its length"
     return None
 
 

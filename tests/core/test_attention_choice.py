@@ -87,6 +87,14 @@ def test_a_broken_shared_prefix_is_repeated():
     assert choose(shares_prefixes=True).against_sharing is None
 
 
+@pytest.mark.parametrize("family", ["long rope", "dynamic rope"])
+def test_prefixes_are_not_shared_where_their_states_change_with_the_length_of_a_document(family):
+    with pytest.raises(BumbleError, match="first tokens change with its length") as caught:
+        choose(family, shares_prefixes=True)
+    assert (caught.value.problems[0].code, caught.value.problems[0].field) == ("BC098", "data.max_length")
+    assert choose(family, shares_prefixes=True, sizes=RunSizes(document=16, batch=50)).name == "varlen"
+
+
 def test_an_encoder_is_refused_with_every_attention():
     with pytest.raises(BumbleError, match=r"varlen: .*sdpa: .*eager: .*is_decoder") as caught:
         choose("encoder")
