@@ -121,7 +121,7 @@ ROWS = (
     _row("codegen", rotary_dim=4),
     _row("opt", ffn_dim=48, word_embed_proj_dim=32),
     _row("opt projected", ffn_dim=48, word_embed_proj_dim=16, do_layer_norm_before=False),
-    _row("bloom"),
+    _one_per_pass("bloom"),
     _row("falcon", alibi=False, new_decoder_architecture=True, num_kv_heads=2),
     # transformers' sdpa rounds and scales the linear biases differently from its eager attention.
     ModelType(
@@ -129,7 +129,7 @@ ROWS = (
         config={"alibi": True, "new_decoder_architecture": False, "multi_query": False},
         plain_attention="sdpa",
     ),
-    _row("mpt", d_model=32, n_heads=4, n_layers=2, max_seq_len=128, expansion_ratio=2),
+    _one_per_pass("mpt", d_model=32, n_heads=4, n_layers=2, max_seq_len=128, expansion_ratio=2),
     _row("stablelm"),
     _row("olmo"),
     _row("olmo2"),
@@ -205,7 +205,7 @@ ROWS = (
     ),
     _one_per_pass("bamba", "q_proj", "k_proj", "v_proj", "o_proj", **STATE, mamba_expand=2, attn_layer_indices=[1]),
     _one_per_pass("lfm2", layer_types=["conv", "full_attention"], block_ff_dim=48, block_auto_adjust_ff_dim=False),
-    _row("xglm", d_model=32, ffn_dim=48, num_layers=2, attention_heads=4),
+    _one_per_pass("xglm", d_model=32, ffn_dim=48, num_layers=2, attention_heads=4),
     _row("gpt_neox_japanese", bos_token_id=1),
     _row("bert decoder", **ENCODER),
     _one_per_pass(
