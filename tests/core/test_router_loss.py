@@ -121,7 +121,9 @@ def test_several_passes_of_a_micro_batch_count_as_one(monkeypatch, missing):
     model, batch = make_experts(make_config("Mixtral"), torch.float64), batch_of((7, 4, 6))
     found = []
     for one_document in (False, True):
-        output = make_module(model, COEFFICIENT, policy=make_policy(model, one_document=one_document))(batch)
+        module = make_module(model, COEFFICIENT)
+        module.policy = make_policy(model, one_document=one_document)
+        output = module(batch)
         output.loss_sum.backward()
         found.append((output, gradients(model)))
     assert_same_gradients(found[0][1], found[1][1], rtol=1e-5)
