@@ -110,7 +110,7 @@ def wanted_reference(prepared: Prepared, registry: Registry, engine: Engine) -> 
         code_and_config(directory, trust_remote_code=resolved.config.model.trust_remote_code),
         _attention(prepared, registry, engine, directory).implementation,
         circumstances(prepared, engine),
-        *prepared.vocabulary.features,  # more rows change every probability
+        prepared.vocabulary.rows,  # more rows change every probability
     ]
     files = {
         store.directory: cache / "reference" / f"{key_of([*key, store.content])}{SUFFIX}" for store in stores(prepared)

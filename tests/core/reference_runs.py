@@ -15,6 +15,7 @@ from pydantic import Field
 from bumblecore_core.protocols import Reference
 from bumblecore_core.records import Options
 from bumblecore_core.run.data.plan import BatchPlan, PlanOptions
+from bumblecore_core.run.vocabulary import Vocabulary
 from core.loop_ranks import RANKS, Group
 
 COLUMNS = ("chosen", "rejected")
@@ -82,6 +83,7 @@ def make_prepared(
         "plan": make_plan(),
         "eval_plan": None,
         "store": Store(directory / "store"),
+        "vocabulary": Vocabulary(rows=256),
         **changes,
     }
     parts.setdefault("eval_store", parts["store"])

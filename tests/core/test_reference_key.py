@@ -14,6 +14,7 @@ from bumblecore_core.run import reference as reference_module
 from bumblecore_core.run import reference_cache
 from bumblecore_core.run.attention_choice import AttentionChoice
 from bumblecore_core.run.reference import wanted_reference
+from bumblecore_core.run.vocabulary import Vocabulary
 from core.reference_runs import Store, make_engine, make_plan, make_prepared, selected
 
 
@@ -69,6 +70,7 @@ def changed(tmp_path):
         "the model's configuration or code": {"code": "another"},
         "whether that code is run": {"model__trust_remote_code": True},
         "the attention": {"attention": "eager"},
+        "the rows of the embeddings": {"vocabulary": Vocabulary(rows=320)},
         "the stage": {"stage": selected("kto")},
         "an option of the stage": {"stage": selected("dpo", number=2)},
         "the engine": {"engine": "deepspeed"},
