@@ -21,6 +21,11 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 
+def pytest_xdist_auto_num_workers(config):
+    """One worker more than there are cores for the fast tests, which often wait: for processes, files and deadlines."""
+    return (os.cpu_count() or 1) + ("not slow" in config.option.markexpr)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _no_fsync():
     """Tests kill processes, never the machine: what was written is there without fsync, which costs as much time as the
