@@ -25,7 +25,8 @@ from bumblecore_core.toolkit.figures import FIGURES, ROUTER_FIGURES
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS_INTRO = """{count} model types and variants as tiny models of random weights on a CPU, made with {made_with}.
-Each is trained by `bumble run` and by a plain loop in the tests: every row by itself, eager attention, float32. The
+Each is trained by `bumble run` and by a plain loop in the tests: every row by itself, eager attention (Falcon with alibi:
+SDPA), float32. The
 table shows the largest differences: of losses relative to the loss, of weights relative to how far training moved them.
 
 - **packed**: `continue_pretrain`, packed, with gradient checkpointing and accumulation, two steps: losses, weights.
@@ -100,7 +101,7 @@ def models_page(results: Mapping[str, Any]) -> str:
 def _model_row(name: str, found: Mapping[str, Any]) -> list[str]:
     differences = found["differences"]
     both = [f"{differences[part]:.0e}, {differences[f'{part} weights']:.0e}" for part in ("packed", "sft", "lora")]
-    single = [f"{differences[part]:.0e}" for part in ("dpo", "bf16")]
+    single = [f"{differences[part]:.0e}" if part in differences else "" for part in ("dpo", "bf16")]
     return [f"`{name}`", found["documents"], found["attention"], *both, *single, ", ".join(found["without"])]
 
 
