@@ -26,8 +26,8 @@ from bumblecore_core.toolkit.figures import FIGURES, ROUTER_FIGURES
 ROOT = Path(__file__).resolve().parents[1]
 MODELS_INTRO = """{count} model types and variants as tiny models of random weights on a CPU, made with {made_with}.
 Each is trained by `bumble run` and by a plain loop in the tests: every row by itself, in float32, with eager attention
-(Falcon with alibi: SDPA). The table shows the largest differences: of losses relative to the loss, of weights relative to
-how far training moved them.
+(Falcon with alibi: SDPA). The table shows the largest differences: of losses relative to the loss, of weights relative
+to how far training moved them.
 
 - **packed**: `continue_pretrain`, packed, with gradient checkpointing and accumulation, two steps: losses, weights.
 - **SFT**: ragged chats, two steps: losses, weights. transformers loads the final model without a missing or unexpected

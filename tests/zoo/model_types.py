@@ -55,7 +55,7 @@ class ModelType:
     one_per_pass: bool = False
     """Whether its documents run through the model one after another, since it would mix them up in one sequence."""
     trains_pairs: bool = True
-    """Whether DPO trains. It is refused (BC098) where the states of a shared prompt change with the length of a reply."""
+    """Whether DPO trains; refused (BC098) where the states of a shared prompt change with the length of a reply."""
     lora_modules: tuple[str, ...] = ()
     """Modules that LoRA adapts in the comparison with PEFT; empty: all linear layers."""
     plain_attention: str = "eager"
