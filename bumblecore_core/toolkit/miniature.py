@@ -47,7 +47,6 @@ WIDTHS: Mapping[str, int] = {
     **dict.fromkeys(("kv_channels", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), HEAD_WIDTH),
     "qk_head_dim": 2 * HEAD_WIDTH,
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "index_head_dim"), 32),
-    "index_n_heads": 32,  # the scores of fewer are often all 0 behind a ReLU, and the choice among equals is arbitrary
     "rotary_dim": HEAD_WIDTH // 2,
     **dict.fromkeys(
         ("intermediate_size", "ffn_dim", "n_inner", "d_inner", "dff", "dim_ff", "feed_forward_size"), INNER
@@ -77,7 +76,6 @@ KEY_HEADS = (
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 CHOSEN_EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
 EXPERT_GROUPS = ("n_group", "num_expert_group")
-AT_MOST_ONE = ("topk_group",)
 AT_MOST_TWO = ("mamba_n_groups", "mamba_ngroups", "n_groups")
 VOCABULARIES = ("vocab_size", "vocab_size_per_layer_input", "decoder_vocab_size", "unpadded_vocab_size")
 SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "unk_token_id")
@@ -198,7 +196,7 @@ def _length_values(values: Mapping[str, Any], sizes: RunSizes) -> dict[str, Any]
             changed[name] = min(number, 2)
         elif name in EXPERT_GROUPS:
             changed[name] = groups
-        elif name in AT_MOST_ONE:
+        elif name == "topk_group":
             changed[name] = 1
         elif name in CHUNKS:
             changed[name] = WITHIN
@@ -206,8 +204,8 @@ def _length_values(values: Mapping[str, Any], sizes: RunSizes) -> dict[str, Any]
             changed[name] = _limit(number, sizes)
         elif name == "original_max_position_embeddings":
             changed[name] = _limit(number, sizes, within=THRESHOLD)
-        elif name in POSITIONS:
-            changed[name] = _limit(number, sizes, within=THRESHOLD) if dynamic else BEYOND
+        elif name in POSITIONS:  # without rope scaling, a buffer of this size may be too small for a micro-batch
+            changed[name] = _limit(number, sizes, within=THRESHOLD) if dynamic or number >= sizes.document else BEYOND
     return changed
 
 
@@ -261,6 +259,8 @@ def _narrow_values(values: Mapping[str, Any]) -> dict[str, Any]:
             continue
         elif name in WIDTHS:
             changed[name] = WIDTHS[name]
+        elif name == "index_n_heads":
+            changed[name] = min(number, 32)  # scores of few are often all 0: the choice among equals is arbitrary
         elif name in KEY_HEADS:
             changed[name] = HEADS if number == heads else min(number, 2)
         elif name in AT_MOST_TWO:

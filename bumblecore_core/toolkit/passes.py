@@ -27,6 +27,9 @@ class ForwardPasses:
     each pass gathers them from all ranks: a rank with fewer documents than another one adds dummy passes.
     """
 
+    own_positions = False
+    """Whether the model counts positions itself: passed ones would be others than those that it is used with."""
+
     def __init__(self, model: torch.nn.Module, *, one_document: bool = False) -> None:
         self.one_document = one_document
         self._model = model
@@ -53,8 +56,8 @@ class ForwardPasses:
     def _computed(self, compute: Compute, inputs: dict[str, Any], place: range) -> torch.Tensor:
         for rope in self._ropes:
             reset_rope(rope)
-        positions = text_positions(self._config, inputs["position_ids"])
-        return compute({**inputs, "position_ids": positions}, place)
+        positions = text_positions(self._config, inputs.pop("position_ids"))
+        return compute(inputs if self.own_positions else {**inputs, "position_ids": positions}, place)
 
     def _missing_passes(self, batch: Batch) -> int:
         """How many more documents another rank computes at this moment."""

@@ -21,6 +21,7 @@ from bumblecore_core.toolkit.packing import unshared
 from bumblecore_core.toolkit.passes import ForwardPasses
 from bumblecore_core.toolkit.policy_checks import (
     against_isolation,
+    against_positions,
     against_sharing,
     head_mismatch,
     require_causality,
@@ -134,9 +135,11 @@ def make_policy(model: torch.nn.Module, *, one_document: bool = False, share_pre
     """
     policy = Policy(model, one_document=one_document)
     with undisturbed(model):
-        if not one_document:
+        policy.leak = against_positions(policy)
+        policy.passes.own_positions = policy.leak is not None
+        if policy.leak is None and not one_document:
             policy.leak = against_isolation(policy)
-            policy.passes.one_document = policy.leak is not None
+        policy.passes.one_document = one_document or policy.leak is not None
         require_causality(policy)
         if score_of(policy.inner) is not None:
             require_score_of_last_token(policy)

@@ -20,6 +20,23 @@ SAME_SHAPE = 4.0
 """Roundings by which passes of the same shape may differ, in any dtype."""
 
 
+def against_positions(policy: Policy) -> str | None:
+    """Why the model must count positions itself, or None where it counts them from 0 as a batch does.
+
+    RoBERTa and its kind begin behind the id of the padding token, but take passed positions as they are.
+    """
+    probe = probe_batch(policy.inner, PROBE_LENGTHS[:1])
+    passed = _outputs(policy, probe)
+    policy.passes.own_positions = True
+    try:
+        counted = _outputs(policy, probe)
+    except Exception:  # of any kind: code of model classes that need positions
+        return None
+    finally:
+        policy.passes.own_positions = False
+    return None if close(passed, counted, ulps=SAME_SHAPE) else "the model counts positions in a way of its own"
+
+
 def against_isolation(policy: Policy) -> str | None:
     """Why documents cannot be computed in one forward pass, or None where a document's outputs are those that it has
     alone, whatever precedes it.

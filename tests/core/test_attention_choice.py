@@ -67,6 +67,23 @@ def test_a_model_that_keeps_no_documents_apart_computes_one_per_forward_pass(fam
     assert choose(family, name=name, several_documents=False).against_isolation is None
 
 
+def test_a_buffer_of_positions_that_a_micro_batch_exceeds_has_documents_computed_apart():
+    """GPT-Neo slices its causal mask from one; the documents fit into it."""
+    changes = {"max_position_embeddings": 128}
+    small, large = (
+        choose("local attention", changes=changes, sizes=RunSizes(document=100, batch=batch)) for batch in (128, 129)
+    )
+    assert (small.name, small.against_isolation) == ("eager", None)
+    assert "must match" in large.against_isolation
+
+
+def test_a_sparse_indexer_with_few_heads_has_documents_computed_apart():
+    """Its scores are often all 0 behind a ReLU: which keys it chooses then depends on the other documents."""
+    for heads, reason in ((64, None), (2, "a document's hidden states")):
+        found = choose("sparse indexer", name="sdpa", changes={"index_n_heads": heads}).against_isolation
+        assert found is None if reason is None else reason in found
+
+
 def test_a_named_attention_is_not_replaced_by_another():
     with pytest.raises(BumbleError, match=r"^BC065 .*bloom.*varlen: a token's hidden state changes"):
         choose("bloom", name="varlen")

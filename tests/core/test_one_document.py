@@ -8,6 +8,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+import transformers
 from torch.nn import functional
 
 from bumblecore_core import ModelError
@@ -18,7 +19,7 @@ from bumblecore_core.toolkit.policy import make_policy
 from bumblecore_core.toolkit.rope_state import find_dynamic_ropes
 from bumblecore_plugins.attention.varlen import varlen_attention, varlen_mask
 from reward_models import make_scorer
-from tiny_models import LONG_ROPES, RECURRENT, make_batch, make_model, register_attentions
+from tiny_models import LONG_ROPES, RECURRENT, SPECIAL_TOKENS, make_batch, make_model, register_attentions
 
 LAYOUTS = ((5, 19, 7, 12, 1), (13, 2, 21))
 """Shorter documents after longer ones, below and beyond the limit of 8 tokens, and one of a single token."""
@@ -99,6 +100,31 @@ def test_losses_and_gradients_are_those_of_documents_alone(family, checkpointing
 def test_models_that_keep_documents_apart_give_the_same_in_separate_passes(family, attention):
     model = model_of(family, attention)
     assert_equal_to_naive(model, make_policy(model, one_document=True))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_model_that_counts_positions_in_its_own_way_does_so(attention):
+    """RoBERTa begins to count behind the id of its padding token."""
+    config = transformers.RobertaConfig(
+        **{**SPECIAL_TOKENS, "pad_token_id": 1, "bos_token_id": 0},
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        is_decoder=True,
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).train()
+    with torch.no_grad():
+        model.roberta.embeddings.position_embeddings.weight.mul_(50)
+    policy = make_policy(model)
+    assert policy.one_document
+    assert policy.leak == "the model counts positions in a way of its own"
+    assert_equal_to_naive(model, policy)
 
 
 @pytest.mark.parametrize("family", RECURRENT)
