@@ -56,5 +56,5 @@ def lr_scales(adapter: Adapter | None) -> Callable[[str], float]:
 
 def used_outside(model: Any) -> list[torch.nn.Parameter]:
     """Parameters of a model, with an adapter in it or not, that are used outside their own module's forward pass: those
-    of a head that is read as data, and embeddings of which an adapter trains single rows."""
+    of a head that is read as data, and embeddings with single rows that an adapter trains."""
     return head_parameters(model) + (token_parameters(model) if hasattr(model, "peft_config") else [])

@@ -35,7 +35,7 @@ from bumblecore_core.values import Batch
 CAUSAL_FIX = "Use a causal language model (an encoder needs is_decoder: true in its config.json), or another attention"
 CPU = torch.device("cpu")
 PLAIN = ("eager", "sdpa")
-"""Implementations of transformers, one of which every model has."""
+"""Implementations of transformers: every model has one of them."""
 
 
 @dataclass(frozen=True, kw_only=True)

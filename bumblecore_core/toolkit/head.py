@@ -42,7 +42,7 @@ class Head:
 
 
 def read_head(inner: Any) -> Head | str:
-    """The head as data, read anew so that a replaced parameter is never stale; or why it cannot be described."""
+    """The head as data, read on each call since a parameter may be replaced; or why it cannot be described."""
     linear = inner.get_output_embeddings()
     if type(linear) is not torch.nn.Linear:
         return f"its output layer is a {type(linear).__name__}, not a plain Linear"

@@ -238,7 +238,7 @@ def _token_count(indices: Any) -> int:
 
 
 def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Contiguous tensors of which no two share memory, as the safetensors format asks for."""
+    """Contiguous tensors that share no memory with one another, as the safetensors format requires."""
     seen: set[int] = set()
     found = {}
     for name, tensor in tensors.items():
