@@ -13,7 +13,7 @@ from bumblecore_core.run.module import TrainModule
 from bumblecore_core.run.router_loss import router_training
 from bumblecore_core.toolkit.policy import make_policy
 from bumblecore_core.values import Batch, StepOutput
-from tiny_models import ROTARY, SPECIAL_TOKENS, VOCABULARY
+from tiny_models import ROTARY, SPECIAL_TOKENS, VOCABULARY, supervised
 
 EXPERTS, TOP_K = 6, 2
 _SHARED = {**SPECIAL_TOKENS, **ROTARY, "num_experts_per_tok": TOP_K}
@@ -78,12 +78,6 @@ class Stage:
         places = supervised(batch)
         hidden, head = policy.project(batch=batch, positions=places)
         return loss(hidden=hidden, head=head, targets=batch.input_ids[0, places + 1])
-
-
-def supervised(batch: Batch) -> torch.Tensor:
-    """The positions that have a next token in their document."""
-    last = batch.cu_seqlens[1:].long() - 1
-    return torch.tensor(sorted(set(range(batch.tokens)) - set(last.tolist())))
 
 
 def cross_entropy(*, hidden: torch.Tensor, head: Any, targets: torch.Tensor) -> StepOutput:

@@ -116,3 +116,9 @@ def register_attentions() -> None:
             transformers.AttentionInterface.register(record.name, functions.forward)
         if functions.mask is not None:
             transformers.AttentionMaskInterface.register(record.name, functions.mask)
+
+
+def supervised(batch: Batch) -> torch.Tensor:
+    """The positions that have a next token in their document."""
+    last = batch.cu_seqlens[1:].long() - 1
+    return torch.tensor(sorted(set(range(batch.tokens)) - set(last.tolist())))

@@ -32,6 +32,7 @@ from bumblecore_core.toolkit.loaded_weights import check_loaded_weights
 from bumblecore_core.toolkit.model_config import read_model_config
 from bumblecore_core.toolkit.new_tokens import adapter_rows, resize_for_adapter, stated_rows, vocabulary_size
 from bumblecore_core.toolkit.packages import MODEL_LIBRARIES, require_supported
+from bumblecore_core.toolkit.quiet import quiet_transformers
 from bumblecore_core.toolkit.regular_files import require_readable_directory
 from bumblecore_core.toolkit.scorers import SCORE_WEIGHT, is_scorer, make_scorer_config
 from bumblecore_core.toolkit.tying import correct_tying
@@ -169,34 +170,30 @@ def load_model(
     with `pad_token_id`. Raises `ModelError`, and `RunError` BC094 for an unsupported version of a library."""
     require_supported(*MODEL_LIBRARIES)
     import torch
-    from transformers import AutoConfig, logging
+    from transformers import AutoConfig
 
     base, adapters = adapter_chain(directory)
     read_model_config(base, "model.path")
     check_weight_files(base)
-    logging.disable_progress_bar()
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # of a score that its adapter brings along
     try:
-        config = AutoConfig.from_pretrained(str(base), local_files_only=True, trust_remote_code=trust_remote_code)
-        correct_tying(config, base)
-        scores = is_scorer(base, adapters)
-        if scores:
-            make_scorer_config(config, pad_token_id)
-        model = auto_class(config, "score" if scores else "language_model").from_pretrained(
-            str(base),
-            config=config,
-            dtype="auto",
-            local_files_only=True,
-            trust_remote_code=trust_remote_code,
-        )
+        with quiet_transformers():  # it would warn of a score that its adapter brings along
+            config = AutoConfig.from_pretrained(str(base), local_files_only=True, trust_remote_code=trust_remote_code)
+            correct_tying(config, base)
+            scores = is_scorer(base, adapters)
+            if scores:
+                make_scorer_config(config, pad_token_id)
+            model = auto_class(config, "score" if scores else "language_model").from_pretrained(
+                str(base),
+                config=config,
+                dtype="auto",
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+            )
     except BumbleError:
         raise
     except Exception as error:
         problem = f"the model cannot be loaded: {library_message(error)}"
         raise one(ModelError, "BC064", problem, "check that its files are whole", place=str(base)) from error
-    finally:
-        logging.set_verbosity(verbosity)
     check_loaded_weights(model, base, fresh=[SCORE_WEIGHT] if adapters else [])  # an adapter can bring its own score
     dtype = dtype or model.dtype
     if adapters:

@@ -32,7 +32,7 @@ class ForwardPasses:
 
     def __init__(self, model: torch.nn.Module, *, one_document: bool = False) -> None:
         self.one_document = one_document
-        self._model = model
+        self._is_sharded = is_sharded(model)
         self._config = without_adapter(model).config
         self._ropes = find_dynamic_ropes(model)
 
@@ -61,7 +61,7 @@ class ForwardPasses:
 
     def _missing_passes(self, batch: Batch) -> int:
         """How many more documents another rank computes at this moment."""
-        if not is_sharded(self._model):
+        if not self._is_sharded:
             return 0
         documents = len(batch.document_lengths)
         return largest_over_ranks(documents, batch.input_ids.device) - documents

@@ -19,7 +19,7 @@ from bumblecore_core.toolkit.policy import make_policy
 from bumblecore_core.toolkit.rope_state import find_dynamic_ropes
 from bumblecore_plugins.attention.varlen import varlen_attention, varlen_mask
 from reward_models import make_scorer
-from tiny_models import LONG_ROPES, RECURRENT, SPECIAL_TOKENS, make_batch, make_model, register_attentions
+from tiny_models import LONG_ROPES, RECURRENT, SPECIAL_TOKENS, make_batch, make_model, register_attentions, supervised
 
 LAYOUTS = ((5, 19, 7, 12, 1), (13, 2, 21))
 """Shorter documents after longer ones, below and beyond the limit of 8 tokens, and one of a single token."""
@@ -41,12 +41,6 @@ def model_of(family, attention="eager", **changes):
             if parameter.dim() > 1:
                 parameter.div_(3)
     return model
-
-
-def supervised(batch):
-    """The positions that have a next token in their document."""
-    last = set((batch.cu_seqlens[1:] - 1).tolist())
-    return torch.tensor([place for place in range(batch.tokens) if place not in last])
 
 
 def policy_loss(policy, batch):

@@ -13,7 +13,7 @@ from bumblecore_plugins.adapters.lora import Lora
 from lora_models import moved, save
 from lora_runs import logits_of
 from moe_models import make_moe
-from peft_adapters import saved, trained
+from peft_adapters import saved, train, trained
 
 FUSED = ["mixtral", "qwen3_moe", "gpt_oss"]
 EXPERTS = {"target_parameters": "all-experts"}
@@ -59,22 +59,6 @@ def experts_by_hand(model_type, directory):
                 update = b[:, expert :: len(weight)] @ a[expert * rank : (expert + 1) * rank]
                 weight[expert] += scale * (update if update.shape == weight[expert].shape else update.T)
     return model
-
-
-def train(model, steps=3):
-    """A plain loop over ragged rows with accumulation; returns the losses."""
-    optimizer = torch.optim.AdamW(trained(model).values(), lr=1e-2)
-    model.train()
-    losses = []
-    for step in range(steps):
-        for length in (5, 9 + step):
-            ids = torch.arange(3, 3 + length)[None]
-            loss = model(input_ids=ids, labels=ids).loss / 2
-            loss.backward()
-            losses.append(loss.item())
-        optimizer.step()
-        optimizer.zero_grad()
-    return losses
 
 
 @pytest.mark.parametrize("model_type", FUSED)

@@ -10,7 +10,7 @@ from bumblecore_plugins.adapters import LoraOptions
 from bumblecore_plugins.adapters.lora import Lora
 from lora_models import moved, save
 from lora_runs import logits_of
-from peft_adapters import SHAPES, make_base, peft_adapter, peft_model, saved, trained
+from peft_adapters import SHAPES, make_base, peft_adapter, peft_model, saved, train, trained
 
 
 def continued(shape, directory, **options):
@@ -18,22 +18,6 @@ def continued(shape, directory, **options):
     adapter = Lora(LoraOptions(path=str(directory), **options))
     base = directory.parent / "base"
     return adapter, adapter.wrap(model=make_base(shape), base=base, checkpoint=None)
-
-
-def train(model, steps=3):
-    """A plain loop over ragged rows with accumulation; returns the losses."""
-    optimizer = torch.optim.AdamW(trained(model).values(), lr=1e-2)
-    model.train()
-    losses = []
-    for step in range(steps):
-        for length in (5, 9 + step):
-            ids = torch.arange(3, 3 + length)[None]
-            loss = model(input_ids=ids, labels=ids).loss / 2
-            loss.backward()
-            losses.append(loss.item())
-        optimizer.step()
-        optimizer.zero_grad()
-    return losses
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -31,6 +31,10 @@ GEMMA4: dict[str, Any] = {
 }
 STATE = {"mamba_d_state": 8, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8}
 ENCODER = {"bos_token_id": 1, "is_decoder": True}
+BART = {
+    **{"d_model": 32, "decoder_layers": 2, "encoder_layers": 1, "decoder_ffn_dim": 48, "encoder_ffn_dim": 48},
+    **{"decoder_attention_heads": 4, "encoder_attention_heads": 4},
+}
 
 
 def _row(name: str, /, **config: Any) -> ModelType:
@@ -215,13 +219,7 @@ ROWS = (
     _row("bert decoder", **ENCODER),
     _one_per_pass(
         "bart decoder",
-        d_model=32,
-        decoder_layers=2,
-        encoder_layers=1,
-        decoder_ffn_dim=48,
-        encoder_ffn_dim=48,
-        decoder_attention_heads=4,
-        encoder_attention_heads=4,
+        **BART,
         is_decoder=True,
         is_encoder_decoder=False,
         bos_token_id=1,
@@ -232,13 +230,7 @@ ROWS = (
     _refused(
         "bart",
         "BC064",
-        d_model=32,
-        decoder_layers=2,
-        encoder_layers=1,
-        decoder_ffn_dim=48,
-        encoder_ffn_dim=48,
-        decoder_attention_heads=4,
-        encoder_attention_heads=4,
+        **BART,
         bos_token_id=1,
     ),
 )
